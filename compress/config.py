@@ -1,0 +1,127 @@
+"""The one idea of this package: whatever a YAML file names is a frozen object you can call.
+
+`kd: {temperature: 4}` in a file becomes `KD(temperature=4.0)`, and that object is the loss.
+`Config` is the base of everything that comes from YAML or JSON; `OneOf(TABLE)` looks a name up in a table.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+
+class Config(BaseModel):
+    """Frozen, typed and strict about unknown keys, for which it suggests the nearest known one.
+
+    A YAML file picks one by its class's `name`, as `name` or `{name: {field: value}}`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_keys(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(raw, Mapping):
+            return handler(raw)
+        unknown = [key for key in raw if key not in cls.model_fields]
+        if not unknown:
+            return handler(raw)
+        problems = [_problem((str(key),), f"no such key.{near(key, cls.model_fields)}", key) for key in unknown]
+        try:
+            handler({key: value for key, value in raw.items() if key in cls.model_fields})
+        except ValidationError as error:
+            problems += relocated(error, ())
+        raise ValidationError.from_exception_data(cls.__name__, problems)
+
+
+class OneOf:
+    """Annotate a field with the table its name is looked up in: `Annotated[Loss, OneOf(LOSSES)]`."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.table = table
+
+    def parse(self, raw: object) -> Any:
+        """Turn `name` or `{name: {field: value}}` into the object that the table has under that name."""
+        fields: Any
+        if isinstance(raw, Config):
+            return raw
+        match raw:
+            case str():
+                name, fields = raw, {}
+            case dict() if len(raw) == 1:
+                ((name, fields),) = raw.items()
+            case _:
+                raise PydanticCustomError("one_of", "should be a name, or one `name: {{key: value}}`")
+        if name not in self.table:
+            raise PydanticCustomError("one_of", f"no {name!r} here.{near(name, self.table)}")
+        try:
+            return self.table[name].model_validate({} if fields is None else fields)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(name, relocated(error, (name,))) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(as_named)
+        )
+
+
+def as_named(value: Any) -> dict[str, Any]:
+    """The inverse of `OneOf.parse`: `{name: {field: value}}`."""
+    return {value.name: value.model_dump(mode="json")}
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` with the nearest of the known names, or the names themselves if none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    if not names:
+        return " There are none."
+    return f" Known: {', '.join(names)}" if len(names) <= 30 else " `compress ls` lists what there is."
+
+
+def relocated(error: ValidationError, prefix: tuple[str, ...]) -> list[InitErrorDetails]:
+    """The same problems, seen from `prefix`, ready for `ValidationError.from_exception_data`."""
+    return [_problem((*prefix, *e["loc"]), _plain(e["msg"], e["input"], e["type"]), e["input"]) for e in error.errors()]
+
+
+def described(error: ValidationError) -> list[str]:
+    """One line for each problem: `where.it.is: what is wrong`."""
+    return [
+        f"{'.'.join(map(str, e['loc'])) or 'the file'}: {_plain(e['msg'], e['input'], e['type'])}"
+        for e in error.errors()
+    ]
+
+
+def fingerprint(*parts: object) -> str:
+    """Twelve hexadecimal digits that change when any of the JSON-like parts does."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _problem(where: tuple[str | int, ...], message: str, value: object) -> InitErrorDetails:
+    # A template without context is shown as it is, so braces in a user's name are harmless.
+    return InitErrorDetails(type=PydanticCustomError("config", message), loc=where, input=value)  # type: ignore[arg-type]
+
+
+def _plain(message: str, value: object, kind: str) -> str:
+    """Pydantic's sentence in ours: `Input should be greater than 0` becomes `should be greater than 0, not -4`."""
+    if kind in ("config", "one_of"):
+        return message
+    if kind == "missing":
+        return "is missing"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    shown = isinstance(value, str | int | float | bool) or value is None
+    return f"{message}, not {value!r}" if shown and kind != "value_error" else message

@@ -1,0 +1,28 @@
+from typing import Annotated, ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from compress.config import Config
+from compress.losses.base import Batch
+
+
+class CrossEntropy(Config):
+    """Negative log-likelihood of the true labels, with label smoothing (Szegedy et al. 2016, arXiv:1512.00567, sec. 7).
+
+    With smoothing e and C classes the target is 1 - e + e/C for the true class and e/C for the others.
+    """
+
+    name: ClassVar[str] = "cross_entropy"
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+        return self.weight * F.cross_entropy(
+            batch.student.logits, batch.labels, label_smoothing=self.label_smoothing
+        )
