@@ -21,7 +21,7 @@ class Batch:
     """All that a loss may look at. The teachers' outputs carry no gradient.
 
     `labels` is None for images without labels; `indices` are the examples' positions in the training split,
-    `epoch` counts from 0.
+    `epoch` counts from 0, `label_smoothing` is the stage's.
     """
 
     student: Outputs
@@ -29,6 +29,7 @@ class Batch:
     labels: Int[Tensor, " batch"] | None
     indices: Int[Tensor, " batch"]
     epoch: int
+    label_smoothing: float = 0.0
 
 
 class Loss(Protocol):

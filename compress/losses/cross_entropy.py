@@ -12,7 +12,8 @@ from compress.losses.base import Batch
 class CrossEntropy(Config):
     """Negative log-likelihood of the true labels, with label smoothing (Szegedy et al. 2016, arXiv:1512.00567, sec. 7).
 
-    With smoothing e and C classes the target is 1 - e + e/C for the true class and e/C for the others.
+    With smoothing e (`label_smoothing` of the stage's training) and C classes the target is 1 - e + e/C for the
+    true class and e/C for the others.
     """
 
     name: ClassVar[str] = "cross_entropy"
@@ -20,9 +21,8 @@ class CrossEntropy(Config):
     needs_labels: ClassVar[bool] = True
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
         return self.weight * F.cross_entropy(
-            batch.student.logits, batch.labels, label_smoothing=self.label_smoothing
+            batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing
         )
