@@ -6,6 +6,7 @@
   - ModelError         4  a model or its weights cannot be used
     - ArtifactError    4  a saved net is missing, foreign or damaged
     - ExportError      4  the ONNX file failed a check
+    - TrainingError    4  numbers stopped being finite
   - ResourceError      6  disk, memory, or a folder that cannot be written
   - BusyError          7  another process uses the run folder
 
@@ -43,6 +44,10 @@ class ArtifactError(ModelError):
 
 class ExportError(ModelError):
     """The ONNX file is not what was promised; the message names the nodes."""
+
+
+class TrainingError(ModelError):
+    """A loss or weight is no longer finite; the message names the tensor."""
 
 
 class ResourceError(CompressError):

@@ -1,19 +1,23 @@
-"""What a data set is, to the rest of the program: three splits of uint8 images with labels, and how to feed them.
+"""What a data set is to the rest of the program: three splits of labelled uint8 images, and how to feed them.
 
-Images are kept as uint8, channels first, already at the size the net sees; `Data.inputs` turns a batch of them
-into what the net is fed. Augmentation happens in the training loop, in one call per batch.
+Images are kept as uint8, channels first, already at the size the net sees; `Data.inputs` turns a batch of
+them into what the net is fed. Augmentation happens in the training loop, in one call per batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from compress.config import Config
+from compress.errors import DataError
+
+
+class MissingData(DataError):  # noqa: N818 - reads as what it says: the data are missing
+    """The images are not there and cannot be had, as opposed to images that are there and broken."""
 
 
 class Images(Protocol):
@@ -76,10 +80,11 @@ class InMemory:
 class Data:
     """Three disjoint splits and all that is needed to feed them to a net.
 
-    `image` is (channels, height, width). `mean` and `std` have one number a channel, in units of the 0..1 range,
-    and come from the training images unless given. `mirror` says whether a mirrored image still shows its
-    class (a digit does not). `embedded` says that the images ship with the program or are made by it, so that
-    test images may be copied into a run folder. `fingerprint` changes when any image, label or preprocessing does.
+    `image` is (channels, height, width). `mean` and `std` have one number a channel, in units of the 0..1
+    range, and come from the training images unless given. `mirror` says whether a mirrored image still shows
+    its class (a digit does not). `embedded` says that the images ship with the program or are made by it, so
+    that test images may be copied into a run folder. `fingerprint` changes when any image, label or
+    preprocessing does.
     """
 
     train: Split
@@ -134,7 +139,14 @@ class Dataset(Protocol):
 
     name: ClassVar[str]
 
-    def __call__(self, seed: int) -> Data: ...
+    def __call__(self, seed: int) -> Data:
+        """All three splits; whatever is drawn is drawn by `seed`, and no global random state is touched."""
+        ...
+
+
+def one_for_all(raw: object) -> object:
+    """A bare number where a list is due stands for every channel."""
+    return (raw,) if isinstance(raw, int | float) else raw
 
 
 Channel = Annotated[float, Field(ge=0, le=1)]
@@ -144,14 +156,17 @@ Deviation = Annotated[float, Field(gt=0)]
 class Preprocessing(Config):
     """The keys that every data set takes.
 
-    `resize` brings an image to `size` × `size`: `squash` ignores the aspect ratio, `crop` scales the shorter side
-    and cuts the centre, `letterbox` scales the longer side and pads with black. `mean` and `std` are in units of
-    0..1, one number a channel or one for all; left out, they are computed from the training images.
+    `size` is the side in pixels of the square that the net sees. `resize` brings an image there: `squash`
+    ignores the aspect ratio, `crop` scales the shorter side and cuts the centre, `letterbox` scales the
+    longer side and pads with black. `mean` and `std` are in units of 0..1, one number a channel or one for
+    all; left out, they are computed from the training images. `class_names` replaces the names that the data
+    bring.
     """
 
-    mean: tuple[Channel, ...] | None = None
-    std: tuple[Deviation, ...] | None = None
+    size: Annotated[int, Field(ge=8, le=1024)] = 32
+    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all)] = None
+    std: Annotated[tuple[Deviation, ...] | None, BeforeValidator(one_for_all)] = None
     resize: Literal["squash", "crop", "letterbox"] = "squash"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     channels: Literal[1, 3] = 3
-    class_names: Sequence[str] | None = None
+    class_names: tuple[str, ...] | None = None

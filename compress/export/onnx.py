@@ -1,0 +1,214 @@
+"""Writing a network as an ONNX file that runtimes run fast: float, or int8 in QDQ form.
+
+The file holds what is needed and no more: no exporter's notes, no times, no paths, so that its bytes are repeatable.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import onnx
+import torch
+from onnx import ModelProto
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.config import Config
+from compress.edits import graph
+from compress.edits.quantizers import (
+    ActivationQuantizer,
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    activation_quantizers,
+    integer_parameters,
+)
+from compress.errors import ExportError
+
+# ONNX Runtime 1.17 refuses the exporter's 10; what is written here needs no more than 8.
+IR_VERSION = 8
+INPUT, OUTPUT = "input", "logits"
+
+
+class Export(Config):
+    """What the files are for.
+
+    `input` is what a file is fed: `float32_nchw`, already normalised, or `uint8_nhwc`, raw pixels, with the
+    normalisation inside the file.
+    """
+
+    name: ClassVar[str] = "export"
+    target: Literal["onnxruntime"] = "onnxruntime"
+    opset: Annotated[int, Field(ge=18, le=21)] = 18
+    input: Literal["float32_nchw", "uint8_nhwc"] = "float32_nchw"
+
+
+def export_onnx(
+    module: nn.Module,
+    image: tuple[int, int, int],
+    config: Export,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    metadata: Mapping[str, str],
+) -> ModelProto:
+    """The ONNX form of a network, batch size open, checked in full by onnx's own checker.
+
+    `image` is (channels, height, width). A network with quantizers becomes int8 QuantizeLinear/DequantizeLinear
+    pairs with int8 weights and int32 biases; any other is folded and stays float. The given module is not
+    changed. Raises ExportError where the exporter or the checker refuses, and ModelError where it cannot be traced.
+    """
+    with torch.no_grad():
+        ready = _integer_form(module) if any(activation_quantizers(module)) else graph.folded(module)
+        _swap_pooling(ready)
+        channels, height, width = image
+        if config.input == "uint8_nhwc":
+            whole: nn.Module = _WithPreprocessing(ready, mean, std)
+            example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+        else:
+            whole, example = ready, torch.zeros(2, channels, height, width)
+        model = _exported(whole.eval().cpu(), example, config.opset)
+    _strip(model)
+    model.ir_version = IR_VERSION if config.opset <= 18 else 10
+    model.producer_name, model.producer_version = "compress", ""
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    check(model, config.opset)
+    return model
+
+
+def check(model: ModelProto, opset: int) -> None:
+    """Run onnx's full checker and see that the opset is the one asked for; raises ExportError."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    written = {i.domain: i.version for i in model.opset_import}
+    if written.get("") != opset:
+        raise ExportError(f"opset {opset} was asked for and the exporter wrote {written.get('')}; set export.opset to that")
+
+
+def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, opset_version=opset, verbose=False, optimize=True,
+                input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the exporter raises a dozen kinds
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(f"torch.onnx cannot export this network at opset {opset}: {reason}") from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove what the exporter adds for people: stack traces, shape notes, doc strings."""
+    model.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    model.ClearField("functions")
+    model.graph.ClearField("value_info")
+    model.graph.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.graph.name = "net"
+    for i, node in enumerate(model.graph.node):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        node.name = f"{node.op_type}_{i}"
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+
+
+class _WithPreprocessing(nn.Module):
+    """Turns raw pixels, uint8 (n, H, W, C), into what the network was trained on, then runs it."""
+
+    def __init__(self, module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.module = module
+        # (x/255 - mean)/std in one multiplication and one addition
+        self.register_buffer("factor", 1 / (255 * torch.tensor(std)).view(1, -1, 1, 1))
+        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.permute(0, 3, 1, 2).float() * self.factor + self.offset
+        return self.module(x)  # type: ignore[no-any-return]
+
+
+class _GlobalAveragePool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (x.shape[0], x.shape[1], 1, 1)
+        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=18)  # type: ignore[attr-defined,no-any-return]
+
+
+class _Rounding(nn.Module):
+    """QuantizeLinear and DequantizeLinear. Scale and zero point are rank 0: a vector of one does not load."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        symbolic = torch.onnx.ops.symbolic  # type: ignore[attr-defined]
+        q = symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, shape=x.shape, version=18)
+        return symbolic(  # type: ignore[no-any-return]
+            "DequantizeLinear", (q, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape, version=18
+        )
+
+
+class _IntegerLayer(nn.Module):
+    """A convolution or linear layer whose weight and bias stand in the file as int8 and int32."""
+
+    def __init__(self, layer: QuantizedLayer, input_scale: Tensor) -> None:
+        super().__init__()
+        weight, scale, bias, unit = integer_parameters(layer, input_scale)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
+        self.register_buffer("bias", bias)
+        self.register_buffer("unit", unit)
+        self.register_buffer("bias_zero_point", torch.zeros_like(bias))
+        self.layer = copy.deepcopy(layer)
+        for name in ("weight", "bias"):  # only its strides, padding and groups are still of use
+            self.layer.register_parameter(name, None)
+
+    def forward(self, x: Tensor, input_scale: Tensor) -> Tensor:
+        weight = self.dequantized(self.weight, self.scale, self.zero_point)
+        # A float bias is int8 only in the newest runtimes; an int32 one in all of them.
+        bias = self.dequantized(self.bias, self.unit, self.bias_zero_point)
+        if isinstance(self.layer, QuantizedConv2d):
+            return self.layer._conv_forward(x, weight, bias)
+        return nn.functional.linear(x, weight, bias)
+
+    def dequantized(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(  # type: ignore[attr-defined,no-any-return]
+            "DequantizeLinear", (whole, scale, zero_point), attrs={"axis": 0},
+            dtype=torch.float32, shape=whole.shape, version=18,
+        )  # fmt: skip
+
+
+def _integer_form(module: nn.Module) -> torch.fx.GraphModule:
+    ready = copy.deepcopy(module).eval().cpu()
+    assert isinstance(ready, torch.fx.GraphModule)
+    for node, layer in graph.calls(ready, QuantizedConv2d, QuantizedLinear):
+        scale = ready.get_buffer(str(node.args[1].target))
+        ready.set_submodule(str(node.target), _IntegerLayer(layer, scale))
+    for name, quantizer in list(activation_quantizers(ready)):
+        ready.set_submodule(name, _Rounding(quantizer))
+    ready.recompile()
+    return ready
+
+
+def _swap_pooling(ready: torch.fx.GraphModule) -> None:
+    for node, _ in graph.calls(ready, graph.GlobalAveragePool):
+        ready.set_submodule(str(node.target), _GlobalAveragePool())

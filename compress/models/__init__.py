@@ -1,0 +1,11 @@
+"""Architectures. To add one: write a file beside mobilenet_v1.py, add its class to the tuple below."""
+
+from compress.models.base import Architecture
+from compress.models.cifar import MobileNetV2Cifar, ResNet50Cifar
+from compress.models.mobilenet_v1 import MobileNetV1
+from compress.models.torchvision import TORCHVISION
+
+__all__ = ["MODELS", "Architecture"]
+
+OURS: tuple[type[Architecture], ...] = (MobileNetV1, MobileNetV2Cifar, ResNet50Cifar)
+MODELS: dict[str, type[Architecture]] = {model.name: model for model in OURS} | TORCHVISION

@@ -1,0 +1,148 @@
+"""What the pictures show, ready to draw: points, ranges, ticks, lines, colours. Draws nothing."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compress.report import labels, numbers
+from compress.report.content import Report
+from compress.row import Row
+
+# Mid-tones that keep a contrast of at least 3 to 1 on white and on near-black.
+COLOURS = {
+    "teacher": "#8a63c4",
+    "baseline": "#74808f",
+    "stage": "#3278c4",
+    "result": "#14916b",
+    "alternative": "#c2701c",
+}
+MEANING = {
+    "teacher": "teacher",
+    "baseline": "baseline",
+    "stage": "on the way",
+    "result": "result",
+    "alternative": "alternative, beside the way",
+}
+BEFORE = "#c3cad2"
+CYCLE = ("#3278c4", "#c2701c", "#14916b", "#8a63c4", "#c24a5a", "#74808f", "#1a8ca0", "#94791b")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One net: its role, name, figures, interval (low, high), all as they are drawn."""
+
+    role: str
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    details: tuple[str, ...]
+
+    @property
+    def heights(self) -> tuple[float, float, float]:
+        """(y, low, high)."""
+        return self.y, self.low, self.high
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Accuracy (per cent, linear) against something positive on a logarithmic axis.
+
+    `offsets` say for each point where the middle of its label goes, in pixels to the right and down.
+    """
+
+    title: str
+    x_title: str
+    points: tuple[Point, ...]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    ticks: tuple[float, ...]
+    offsets: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage's course over its epochs."""
+
+    stage: str
+    colour: str
+    epochs: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def accuracy_size(report: Report) -> Scatter:
+    """Top-1 of the file against its megabytes."""
+    return _scatter(report, "Accuracy against size", "File size (MB)", lambda row: row.bytes / 1e6)
+
+
+def accuracy_latency(report: Report) -> Scatter:
+    """Top-1 of the file against its median latency."""
+    return _scatter(report, "Accuracy against latency", "Median latency (ms)", lambda row: row.latency_ms.p50)
+
+
+def lines(report: Report, key: str) -> tuple[Line, ...]:
+    """The figures under `key` of each stage that has some, epoch by epoch."""
+    found = []
+    for index, curve in enumerate(report.curves):
+        known = [
+            (float(record.get("epoch", n)), float(record[key]))
+            for n, record in enumerate(curve.records, start=1)
+            if not numbers.missing(record.get(key))
+        ]
+        if known:
+            epochs, values = zip(*known, strict=True)
+            found.append(Line(curve.stage, CYCLE[index % len(CYCLE)], epochs, values))
+    return tuple(found)
+
+
+def _scatter(report: Report, title: str, x_title: str, x_of: Callable[[Row], float]) -> Scatter:
+    rows = (*report.rows, *report.alternatives)
+    points = tuple(_point(report, row, x_of(row)) for row in rows)
+    x_range = _wide([point.x for point in points])
+    y_range = _tall(points)
+    spots = [_spot(point, x_range, y_range) for point in points]
+    offsets = labels.place(spots, [labels.shortened(point.name) for point in points])
+    return Scatter(title, x_title, points, x_range, y_range, _ticks(*x_range), tuple(offsets))
+
+
+def _point(report: Report, row: Row, x: float) -> Point:
+    # The interval was computed around PyTorch's accuracy; its width serves for the file's, which is drawn.
+    y = row.top1_onnx
+    details = (
+        numbers.percent(y),
+        numbers.scaled(row.bytes, "B"),
+        numbers.milliseconds(row.latency_ms.p50),
+        f"{numbers.scaled(row.macs)} MACs",
+    )
+    low, high = max(0.0, y + row.top1_low - row.top1), min(100.0, y + row.top1_high - row.top1)
+    return Point(report.role(row), row.net, max(x, 1e-6), y, min(low, y), max(high, y), details)
+
+
+def _wide(values: Sequence[float]) -> tuple[float, float]:
+    """A logarithmic range with room at both ends; at least a factor of 8, so that two ticks fall inside."""
+    low, high = min(values), max(values)
+    spread = max(1.0, math.sqrt(8 / (1.35**2 * high / low)))
+    return low / 1.35 / spread, high * 1.35 * spread
+
+
+def _tall(points: Sequence[Point]) -> tuple[float, float]:
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    margin = max(0.5, 0.08 * (high - low))
+    return low - margin, high + margin
+
+
+def _ticks(low: float, high: float) -> tuple[float, ...]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = tuple(step * 10.0**n for n in decades for step in steps if low <= step * 10.0**n <= high)
+        if len(ticks) <= 7:
+            break
+    return ticks
+
+
+def _spot(point: Point, x_range: tuple[float, float], y_range: tuple[float, float]) -> labels.Spot:
+    """(x, y, low, high) as fractions of the plot, counted from its upper left corner."""
+    across = math.log(point.x / x_range[0]) / math.log(x_range[1] / x_range[0])
+    y, low, high = ((y_range[1] - value) / (y_range[1] - y_range[0]) for value in point.heights)
+    return across, y, low, high

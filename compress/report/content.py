@@ -1,0 +1,106 @@
+"""What a report says, as plain data: filled by whoever ran the pipeline, drawn by the other files here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compress.row import Row
+
+Verdict = Literal["pass", "fail", "untrained"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of the budget: the key of the pipeline file, what it allows, what was measured.
+
+    `max_accuracy_drop` is in points, `max_bytes` in bytes, the ratios are fractions of the baseline's figure.
+    """
+
+    limit: str
+    value: int | float
+    measured: int | float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Output channels of one convolution before and after pruning."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the training loop wrote for one stage, one record for each epoch.
+
+    A record may hold `epoch`, `loss`, `accuracy` and `val_accuracy` (per cent), `lr`, `images_per_s` and
+    `seconds`; what is missing or None is left out of the drawing.
+    """
+
+    stage: str
+    records: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the three reports show.
+
+    `rows` are in order the teacher, the baseline, then one for each stage; the last is the result.
+    `alternatives` were measured beside the way. `baseline` and `teacher` name rows by their `net`.
+    `environment` and `data` hold the keys of report.json; of `data` the keys `name`, `classes`,
+    `class_names`, `sizes` (images of each split) and `image` (channels, height, width) are known by name.
+    `warnings` are shown first, `notes` last; `command` runs the same thing again.
+
+    Raises ValueError where `rows` is empty or `baseline` or `teacher` names none of them.
+    """
+
+    name: str
+    verdict: Verdict
+    budget: tuple[Limit, ...]
+    rows: tuple[Row, ...]
+    alternatives: tuple[Row, ...]
+    baseline: str
+    teacher: str | None
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    layers: tuple[Layer, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    pipeline_yaml: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        nets = [row.net for row in self.rows]
+        if not nets:
+            raise ValueError("a report needs at least one row")
+        for role, net in (("baseline", self.baseline), ("teacher", self.teacher)):
+            if net is not None and net not in nets:
+                raise ValueError(f"the {role} {net!r} is not among the rows {', '.join(nets)}")
+
+    @property
+    def result(self) -> Row:
+        """The last net on the way: the one that the budget was judged on."""
+        return self.rows[-1]
+
+    @property
+    def baseline_row(self) -> Row:
+        """The student trained alone."""
+        return next(row for row in self.rows if row.net == self.baseline)
+
+    @property
+    def teacher_row(self) -> Row | None:
+        """The teacher, where there is one."""
+        return next((row for row in self.rows if row.net == self.teacher), None)
+
+    def role(self, row: Row) -> str:
+        """What a row is here: teacher, baseline, alternative, result or stage."""
+        if row in self.alternatives:
+            return "alternative"
+        if row.net == self.teacher:
+            return "teacher"
+        if row.net == self.baseline:
+            return "baseline"
+        return "result" if row == self.result else "stage"

@@ -1,0 +1,40 @@
+"""report.html: one file that opens offline, with plotly.js inside and nothing fetched from anywhere."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from compress.report import charts, plots, tables, wording
+from compress.report.content import Report
+
+TEMPLATE = "report.html.j2"
+
+
+def render(report: Report) -> str:
+    """The text of report.html, some 4.8 MB of which are plotly.js."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = plots.figures(report)
+    rows = (*report.rows, *report.alternatives)
+    roles = {report.role(row) for row in rows}
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        wording=wording,
+        tables=tables,
+        figures=figures,
+        # In the order in which the roles are listed, not in that of a set.
+        legend=[(charts.COLOURS[role], charts.MEANING[role]) for role in charts.COLOURS if role in roles],
+        curve_legend=_curve_legend(report),
+        plotly=get_plotlyjs(),
+    )
+
+
+def _curve_legend(report: Report) -> dict[str, str]:
+    keys = ("loss", "accuracy", "val_accuracy")
+    return {line.stage: line.colour for key in keys for line in charts.lines(report, key)}

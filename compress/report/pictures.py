@@ -1,0 +1,138 @@
+"""The static pictures beside report.md: SVG by matplotlib, the same bytes for the same report."""
+
+import io
+import warnings
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from compress.report import charts, labels
+from compress.report.content import Report
+
+INK, RULE = "#27303b", "#e3e7ec"
+
+# Text stays text, so that a reader's own fonts show every script. A dollar sign starts no formula here.
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "compress",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": RULE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.dpi": 72,
+}
+
+
+def render(report: Report) -> dict[str, str]:
+    """SVG text by file name; pictures with nothing to show are left out."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The reader's fonts draw the text; what matplotlib's own font lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        found = {
+            "accuracy-size.svg": _scatter(charts.accuracy_size(report)),
+            "accuracy-latency.svg": _scatter(charts.accuracy_latency(report)),
+        }
+        if report.layers:
+            found["channels.svg"] = _channels(report)
+        if any(charts.lines(report, key) for key in ("loss", "accuracy", "val_accuracy")):
+            found["curves.svg"] = _curves(report)
+        return {name: _svg(figure) for name, figure in found.items()}
+
+
+def _scatter(scatter: charts.Scatter) -> Figure:
+    # Points are pixels at 72 dpi; the axes get the size that the labels were placed for.
+    width, height = 560, 380
+    plot_width, plot_height = labels.PLOT_WIDTHS[-1], labels.PLOT_HEIGHT
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes((70 / width, 75 / height, plot_width / width, plot_height / height))
+    axes.set(xscale="log", xlim=scatter.x_range, ylim=scatter.y_range)
+    axes.set(title=scatter.title, xlabel=scatter.x_title, ylabel="Top-1 of the file (%)")
+    axes.set_xticks(scatter.ticks, [f"{tick:g}" for tick in scatter.ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    way = [point for point in scatter.points if point.role not in ("teacher", "alternative")]
+    axes.plot([p.x for p in way], [p.y for p in way], ":", color=charts.COLOURS["baseline"], linewidth=1)
+    shown: set[str] = set()
+    for point, offset in zip(scatter.points, scatter.offsets, strict=True):
+        _point(axes, point, offset, meaning=None if point.role in shown else charts.MEANING[point.role])
+        shown.add(point.role)
+    figure.legend(loc="lower center", ncols=5, fontsize=9, handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+def _point(axes: Any, point: charts.Point, offset: labels.Offset, meaning: str | None) -> None:
+    colour = charts.COLOURS[point.role]
+    axes.vlines(point.x, point.low, point.high, colors=colour, alpha=0.45, linewidth=1.5)
+    face = "white" if point.role == "alternative" else colour
+    style = {"color": colour, "markerfacecolor": face, "markersize": 8, "zorder": 3}
+    axes.plot(point.x, point.y, "o", label=meaning, **style)
+    line = {"arrowstyle": "-", "color": charts.COLOURS["baseline"], "shrinkB": 6}
+    axes.annotate(
+        labels.shortened(point.name),
+        (point.x, point.y),
+        xytext=(offset[0], -offset[1]),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        arrowprops=None if labels.touches(offset) else line,
+        bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+    )
+
+
+def _channels(report: Report) -> Figure:
+    count = len(report.layers)
+    height = 80 + 13 * max(4, count)
+    figure = Figure(figsize=(8, height / 72), layout="constrained")
+    axes = figure.subplots()
+    positions = range(count)
+    before, after = [layer.before for layer in report.layers], [layer.after for layer in report.layers]
+    axes.barh(positions, before, height=0.8, color=charts.BEFORE, label="before")
+    axes.barh(positions, after, height=0.44, color=charts.COLOURS["stage"], label="after")
+    axes.set_yticks(positions, [layer.name for layer in report.layers], fontsize=8)
+    axes.set_ylim(max(4, count) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="Output channels")
+    figure.legend(loc="outside upper center", ncols=2, title="Channels by layer")
+    return figure
+
+
+def _curves(report: Report) -> Figure:
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    known: dict[str, Any] = {}
+    for line in charts.lines(report, "loss"):
+        (known[line.stage],) = left.plot(line.epochs, line.values, ".-", color=line.colour, markersize=4)
+    for key, style in (("accuracy", ":"), ("val_accuracy", "-")):
+        for line in charts.lines(report, key):
+            (known[line.stage],) = right.plot(
+                line.epochs, line.values, style, color=line.colour, marker=".", markersize=4
+            )
+    losses = [value for line in charts.lines(report, "loss") for value in line.values]
+    if losses and min(losses) > 0:
+        left.set_yscale("log")
+        # The usual labels of a logarithmic axis are formulas, which STYLE turns off.
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter(NullFormatter())
+    left.set(title="Training loss", xlabel="Epoch")
+    right.set(title="Top-1 (%), training dotted", xlabel="Epoch")
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(5, len(known)))
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

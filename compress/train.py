@@ -1,0 +1,320 @@
+"""The only training loop."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+
+from compress.augment import Augment, augmented
+from compress.config import Config
+from compress.data.base import Data, Split
+from compress.errors import DataError, TrainingError
+from compress.events import Listener, ignore
+from compress.losses.base import Batch, Loss, Outputs
+
+STEP_EVENT_EVERY_S = 0.5
+CUDA_CHECK_EVERY = 50  # steps between looks at the loss: each look makes the GPU wait
+
+
+class Training(Config):
+    """How a net is trained: the knobs of the recipes in the literature, under their usual names.
+
+    `epochs: 0` trains nothing. `lr` is the highest rate. `schedule` is `one_cycle` (Smith & Topin 2018,
+    arXiv:1708.07120), `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, one period), `step` (times `gamma` at
+    each of `milestones`, in epochs) or `constant`; the last three after `warmup` epochs of linear rise. `ema` keeps an
+    exponential moving average of the weights with this decay and ends with it. `l1` weighs the sum of |w| over
+    convolutions and linear layers; `dropout` replaces the probability of the net's dropout layers; `clip` bounds
+    the gradient's norm. `augment`: `auto` is `shift` for data that must not be mirrored, `shift_flip` for
+    small images, `crop_flip` (random resized crops) for images of 96 pixels and more.
+    """
+
+    name: ClassVar[str] = "training"
+    epochs: Annotated[int, Field(ge=0, le=100_000)] = 30
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 0.003
+    schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    augment: Augment = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Training":
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule 'step' needs milestones, the epochs at which the rate falls, such as [150, 180]")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones belong to schedule 'step', not to {self.schedule!r}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer 'sgd' with momentum above 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who trains, and who wants to hear of it."""
+
+    stage: str
+    emit: Listener = ignore
+
+
+def fit(
+    module: nn.Module,
+    data: Data,
+    training: Training,
+    losses: Sequence[Loss],
+    *,
+    teachers: Sequence[nn.Module] = (),
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+    after_epoch: Callable[[int], None] | None = None,
+) -> None:
+    """Train a net in place on the training split, minimising the sum of `losses`; it ends in evaluation mode.
+
+    Order, augmentation and dropout follow from `seed` and the epoch alone, so on one machine with one number of
+    threads the CPU gives the same bits again. Teachers run in evaluation mode on the same augmented images. Emits an
+    `epoch` event after each epoch, with the accuracy on the validation split, and `step` events between. Nothing is
+    selected: the last epoch counts. Raises TrainingError when the loss is no longer finite.
+    """
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for teacher in teachers:
+        teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if training.epochs and len(data.train):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _Loop(module, data, training, losses, teachers, device, seed, progress).run(after_epoch)
+    module.eval()
+
+
+def predict(module: nn.Module, data: Data, split: Split, device: torch.device, batch: int = 256) -> Tensor:
+    """The net's logits for every image of a split, (n, classes) float32 on the CPU, in evaluation mode."""
+    was_training = module.training
+    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            parts = [module(inputs).float().cpu() for inputs in inputs_of(data, split, device, batch)]
+    finally:
+        module.train(was_training)
+    return torch.cat(parts) if parts else torch.zeros(0, data.classes)
+
+
+def inputs_of(data: Data, split: Split, device: torch.device, batch: int) -> Iterator[Tensor]:
+    """A split's images in order, as fed to a net, in batches."""
+    for start in range(0, len(split), batch):
+        images = split.images[np.arange(start, min(start + batch, len(split)))]
+        yield data.inputs(images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def accuracy(logits: Tensor, labels: np.ndarray) -> float:
+    """Top-1 accuracy in per cent; 0 where there are no images."""
+    return 100 * float((logits.argmax(1).numpy() == labels).mean()) if len(labels) else 0.0
+
+
+@dataclass
+class _Loop:
+    """One training: what `fit` is given, and what changes while it runs."""
+
+    module: nn.Module
+    data: Data
+    training: Training
+    losses: Sequence[Loss]
+    teachers: Sequence[nn.Module]
+    device: torch.device
+    seed: int
+    progress: Progress
+
+    def run(self, after_epoch: Callable[[int], None] | None) -> None:
+        self.batch_size = batch_size_for(len(self.data.train), self.training.batch_size)
+        self.steps = len(self.data.train) // self.batch_size
+        self.optimizer = optimizer_for(self.module, self.training)
+        self.schedule = schedule_for(self.optimizer, self.training, self.steps)
+        self.average = copy.deepcopy(self.module).eval() if self.training.ema else None
+        if self.training.dropout is not None:
+            _set_dropout(self.module, self.training.dropout)
+        began = time.perf_counter()
+        for epoch in range(self.training.epochs):
+            self.epoch(epoch, began)
+            if after_epoch is not None:
+                after_epoch(epoch)
+        if self.average is not None:
+            self.module.load_state_dict(self.average.state_dict())
+        self.require_finite("after the last step")
+
+    def epoch(self, epoch: int, began: float) -> None:
+        start, said = time.perf_counter(), time.perf_counter()
+        random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        torch.manual_seed(_mixed(self.seed, epoch) + 1)
+        self.module.train()
+        order = torch.randperm(len(self.data.train), generator=random)[: self.steps * self.batch_size]
+        loss_sum, hits = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        lr = self.optimizer.param_groups[0]["lr"]
+        for step, indices in enumerate(order.split(self.batch_size)):
+            loss, correct = self.step(indices, epoch, random, look=self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0)
+            loss_sum, hits = loss_sum + loss, hits + correct
+            if time.perf_counter() - said > STEP_EVENT_EVERY_S:
+                said = time.perf_counter()
+                self.tell("step", epoch, step + 1, start, began, lr, loss_sum, hits)
+        self.require_finite(f"in epoch {epoch + 1}")
+        judged = self.average if self.average is not None else self.module
+        val = predict(judged, self.data, self.data.val, self.device)
+        self.tell("epoch", epoch, self.steps, start, began, lr, loss_sum, hits, val_accuracy=accuracy(val, self.data.val.labels))
+
+    def step(self, indices: Tensor, epoch: int, random: torch.Generator, look: bool) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss and the number of right answers, both without gradient."""
+        rows = indices.numpy()
+        images = self.data.train.images[rows].to(self.device)
+        inputs = self.data.inputs(augmented(images, self.training.augment, self.data.mirror, random))
+        labels = torch.from_numpy(self.data.train.labels[rows]).to(self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.no_grad():
+                taught = tuple(Outputs(teacher(inputs).float()) for teacher in self.teachers)
+            logits = self.module(inputs).float()
+        batch = Batch(Outputs(logits), taught, labels, indices, epoch, self.training.label_smoothing)
+        terms = [loss(batch) for loss in self.losses]
+        total = torch.stack(terms).sum()
+        if self.training.l1:
+            total = total + self.training.l1 * _l1(self.module)
+        if look and not torch.isfinite(total):
+            raise TrainingError(self.blame(epoch, inputs, taught, logits, terms))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        if self.training.clip is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None and self.training.ema is not None:
+            update_average(self.average, self.module, self.training.ema)
+        return total.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def tell(
+        self, event: str, epoch: int, step: int, start: float, began: float, lr: float, loss: Tensor, hits: Tensor, **more: float
+    ) -> None:
+        now = time.perf_counter()
+        done, images = (epoch + step / self.steps) / self.training.epochs, step * self.batch_size
+        self.progress.emit({
+            "event": event, "stage": self.progress.stage, "epoch": epoch + 1, "epochs": self.training.epochs,
+            "step": step, "steps": self.steps, "loss": loss.item() / step, "accuracy": 100 * hits.item() / images,
+            **more, "lr": lr, "images_per_s": images / (now - start), "seconds": now - start,
+            "left_s": (now - began) * (1 - done) / done,
+        })  # fmt: skip
+
+    def blame(
+        self, epoch: int, inputs: Tensor, taught: Sequence[Outputs], logits: Tensor, terms: Sequence[Tensor]
+    ) -> str:
+        """Name the first tensor that is not finite, in the order in which they come to be."""
+        named: list[tuple[str, Tensor]] = [*_state(self.module), ("the images", inputs)]
+        named += [(f"teacher {i + 1}'s logits", o.logits) for i, o in enumerate(taught)]
+        named += [("the student's logits", logits)]
+        named += [(f"the loss {loss.name}", term) for loss, term in zip(self.losses, terms, strict=True)]
+        return self.sentence(first_non_finite(named) or "the loss", f"in epoch {epoch + 1}")
+
+    def require_finite(self, when: str) -> None:
+        bad = first_non_finite(_state(self.module))
+        if bad:
+            raise TrainingError(self.sentence(bad, when))
+
+    def sentence(self, bad: str, when: str) -> str:
+        return (
+            f"stage {self.progress.stage}: {bad} is not finite {when}; nothing of this stage was saved. "
+            f"Lower training.lr (now {self.training.lr:g}) or set training.clip, for example to 1.0"
+        )
+
+
+def batch_size_for(images: int, wanted: int) -> int:
+    """The batch size to use: as wanted, or all images where there are fewer.
+
+    A last batch that is not full is left out of an epoch, so that batch-norm never sees a handful. Raises DataError
+    for one image or a batch of one, from which batch-norm cannot estimate a variance.
+    """
+    size = min(images, wanted)
+    if size < 2:
+        raise DataError(f"cannot train on batches of {size} image: give at least 2 training images and batch_size 2")
+    return size
+
+
+def optimizer_for(module: nn.Module, training: Training) -> Optimizer:
+    """The optimiser over all parameters that want a gradient."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, training.lr, training.momentum, weight_decay=training.weight_decay, nesterov=training.nesterov
+        )
+    return torch.optim.AdamW(parameters, training.lr, weight_decay=training.weight_decay)
+
+
+def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRScheduler:
+    """The learning rate for each step, `steps` of them an epoch."""
+    total = max(training.epochs * steps, 1)
+    warmup = min(round(training.warmup * steps), total - 1)
+    if training.schedule == "one_cycle":
+        # A single step has no rise and fall.
+        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=0.3)
+    after: LRScheduler
+    if training.schedule == "cosine":
+        after = CosineAnnealingLR(optimizer, T_max=total - warmup)
+    elif training.schedule == "step":
+        after = MultiStepLR(optimizer, [m * steps - warmup for m in training.milestones], training.gamma)
+    else:
+        after = ConstantLR(optimizer, factor=1.0)
+    if not warmup:
+        return after
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move the averaged weights and batch-norm statistics towards the current ones by 1 - decay, in place."""
+    with torch.no_grad():
+        state = module.state_dict()
+        for name, kept in average.state_dict().items():
+            # Quantizers' scales and zero points belong together and are steps of a grid: they are not averaged.
+            if kept.is_floating_point() and not name.endswith(".scale"):
+                kept.lerp_(state[name], 1 - decay)
+            else:
+                kept.copy_(state[name])
+
+
+def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or None."""
+    for name, tensor in named:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    gradients = [(f"{name}'s gradient", p.grad) for name, p in module.named_parameters() if p.grad is not None]
+    return [*module.named_parameters(), *module.named_buffers(), *gradients]
+
+
+def _set_dropout(module: nn.Module, probability: float) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout | nn.Dropout2d):
+            layer.p = probability
+
+
+def _l1(module: nn.Module) -> Tensor:
+    weights = [m.weight.abs().sum() for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return torch.stack(weights).sum()
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    # Distinct for all (seed, epoch) that occur, and within what torch takes as a seed.
+    return (seed * 1_000_003 + epoch * 2) % math.floor(2**62)

@@ -1,0 +1,183 @@
+"""Reading weights that were made elsewhere, without ever running code from a file."""
+
+import pickle
+import urllib.error
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compress.config import near
+from compress.errors import ModelError
+from compress.models.torchvision import TORCHVISION
+
+FILES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class PublishedPreprocessing:
+    """What images must go through before they are fed to torchvision's published weights."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str
+    interpolation: str
+
+
+def is_file(weights: str) -> bool:
+    """Whether `weights` names a file rather than one of torchvision's published sets."""
+    return Path(weights).suffix.lower() in FILES
+
+
+def published(model: str, weights: str) -> Any:
+    """Torchvision's entry for weights such as `IMAGENET1K_V2` of a model; raises ModelError if there is none."""
+    if model not in TORCHVISION:
+        raise ModelError(
+            f"{model} is not one of torchvision's models, so there are no published weights {weights!r} for it; "
+            f"give a file ({', '.join(FILES)})"
+        )
+    entries = torchvision.models.get_model_weights(model)
+    if weights not in entries.__members__:
+        names = [*entries.__members__]
+        raise ModelError(f"torchvision has no weights {weights!r} for {model}.{near(weights, names)}")
+    return entries[weights]
+
+
+def preprocessing(model: str, weights: str | None) -> PublishedPreprocessing | None:
+    """The preprocessing that published weights bring along; None for files and for no weights."""
+    if weights is None or is_file(weights):
+        return None
+    transforms = published(model, weights).transforms()
+    return PublishedPreprocessing(
+        mean=tuple(transforms.mean), std=tuple(transforms.std), resize="crop", interpolation=transforms.interpolation.value
+    )
+
+
+def load_weights(module: nn.Module, model: str, weights: str, *, keep_head: bool) -> tuple[str, ...]:
+    """Load weights into a freshly built network, in place; returns remarks for the report.
+
+    `weights` is a torchvision weights name, a safetensors file, or a .pt/.pth state dict. Where only the
+    classifier's number of classes differs, the classifier keeps its random start and a remark says so (with
+    `keep_head` that is an error). Raises ModelError where weights cannot be had, are not a state dict, or belong to
+    another architecture.
+    """
+    state = _read(Path(weights)) if is_file(weights) else _download(model, weights)
+    own = module.state_dict()
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(("aux", "AuxLogits"))}
+    state = _with_channels(state, own)
+    head = _head_keys(module)
+    replaced = [key for key in head if key in state and state[key].shape[1:] == own[key].shape[1:] != () and _differs(state, own, key)]
+    if replaced:
+        theirs, ours = len(state[replaced[0]]), len(own[replaced[0]])
+        if keep_head:
+            raise ModelError(
+                f"{weights} has a classifier of {theirs} classes and the data have {ours}: with keep_head they must agree"
+            )
+        state |= {key: own[key] for key in head}
+    _require_same(state, own, model, weights)
+    module.load_state_dict(state)
+    if not replaced:
+        return ()
+    return (f"{weights}: the classifier was replaced, {theirs} classes became {ours}, and starts untrained",)
+
+
+def _differs(state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str) -> bool:
+    return state[key].shape != own[key].shape
+
+
+def _head_keys(module: nn.Module) -> list[str]:
+    """Weight and bias of the layer that produces the classes: the last Linear or, without one, the last Conv2d."""
+    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    layers = layers or [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    if not layers:
+        return []
+    name, layer = layers[-1]
+    return [f"{name}.{kind}" for kind, _ in layer.named_parameters()]
+
+
+def _with_channels(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum the first convolution over its input channels where the network takes grey images instead of colour."""
+    for key, value in state.items():
+        if value.dim() == 4:
+            if key in own and own[key].shape[1] == 1 and value.shape[1] == 3 and own[key].shape[0] == value.shape[0]:
+                return state | {key: value.sum(dim=1, keepdim=True)}
+            break
+    return state
+
+
+def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: str, weights: str) -> None:
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own]
+    other = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or foreign:
+        first = [*(f"{key} is missing" for key in missing[:2]), *(f"{key} is not in {model}" for key in foreign[:2])]
+        raise ModelError(
+            f"{weights} holds weights of another architecture than {model}: {len(missing)} of its {len(own)} tensors "
+            f"are missing and {len(foreign)} do not belong to it ({'; '.join(first)})"
+        )
+    if other:
+        key = other[0]
+        hint = " For weights made on large images set the model's `stem: imagenet`." if model in TORCHVISION else ""
+        raise ModelError(
+            f"{weights} does not fit {model}: {len(other)} tensors have another shape, first {key} with "
+            f"{tuple(state[key].shape)} where {tuple(own[key].shape)} is needed.{hint}"
+        )
+
+
+def _download(model: str, weights: str) -> dict[str, Tensor]:
+    entry = published(model, weights)
+    try:
+        state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ModelError(
+            f"cannot download {weights} of {model} ({error}). Without a connection, put the file "
+            f"{Path(entry.url).name} of torchvision into {folder}, or give a .safetensors or .pth file"
+        ) from error
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}; give the path of a .safetensors file or of a .pt/.pth state dict")
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise ModelError(f"{path} is empty; download or save it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(f"{path} is a web page, not weights: a download that went wrong. Fetch the file again")
+    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(
+            f"{path} holds no state dict (names and tensors); save one with torch.save(model.state_dict(), {path.name!r})"
+        )
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{path} is not a safetensors file, or is damaged ({error}); save or download it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is a pickled module or holds other objects than tensors; loading it would run code, which is "
+            f"never done. Where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is not a file written by torch.save, or is damaged ({error}); save it again") from error
