@@ -3,13 +3,13 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
@@ -65,6 +65,11 @@ class Training(Config):
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer 'sgd' with momentum above 0")
         return self
+
+
+def filled(**defaults: float | str) -> BeforeValidator:
+    """Annotate a stage's `training` with its own defaults, so that a file may give only some of the keys."""
+    return BeforeValidator(lambda raw: {**defaults, **raw} if isinstance(raw, Mapping) else raw)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def short(value: Figure) -> str:
         return MISSING
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    # The exponent after rounding to three digits: 0.9999 is 1.00.
+    exponent = int(f"{value:.2e}".split("e")[1])
+    decimals = max(0, 2 - exponent)
     return f"{value:,.{decimals}f}"
 
 

@@ -175,5 +175,5 @@ def _faint(colour: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """Plotly reads a subset of HTML in its texts."""
-    return escape(text, quote=False)
+    """Plotly reads a subset of HTML in its texts, and formulas between dollar signs."""
+    return escape(text, quote=False).replace("$", "&#36;")

@@ -45,17 +45,17 @@ def sentence(report: Report) -> str:
         if figure:
             better.append(f"{figure} {word}")
         else:
-            same.append(equal)
+            same.append(f"as {equal}")
     gained = round(row.top1_onnx - reference.top1_onnx, 1)
     if report.verdict != "untrained":
         if gained:
             better.append(f"{abs(gained):.1f} points {'more' if gained > 0 else 'less'} accurate")
         else:
-            same.append("accurate")
+            same.append("as accurate")
     file = f"The {'int8' if row.int8 else 'float'} file is"
     if not better:
-        return f"{file} as {_joined(same, ' and as ')} as the baseline."
-    ending = f", and as {_joined(same, ' and as ')}" if same else ""
+        return f"{file} {_joined(same, ' and ')} as the baseline."
+    ending = f", and {_joined(same, ' and ')}" if same else ""
     return f"{file} {_joined(better, ' and ')} than the baseline{ending}."
 
 

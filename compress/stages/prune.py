@@ -9,7 +9,7 @@ from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net, build
 from compress.stages.base import Env, teach
 from compress.stages.channel_pruning import prune_channels
-from compress.train import Training
+from compress.train import Training, filled
 
 
 class Prune(Config):
@@ -27,7 +27,7 @@ class Prune(Config):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     losses: tuple[Annotated[Loss, OneOf(LOSSES)], ...] | None = None
-    training: Training = Training(epochs=12)
+    training: Annotated[Training, filled(epochs=12, lr=0.001)] = Training(epochs=12, lr=0.001)
 
     def __call__(self, net: Net, env: Env) -> Net:
         pruned = prune_channels(

@@ -14,7 +14,7 @@ from compress.errors import DataError
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
 from compress.stages.base import Env, teach
-from compress.train import Training, inputs_of
+from compress.train import Training, filled, inputs_of
 
 FEW_IMAGES = 100
 BATCH = 64
@@ -35,7 +35,7 @@ class Quantize(Config):
     activations: Literal["uint8"] = "uint8"
     calibration: Annotated[int, Field(ge=1)] = 512
     losses: tuple[Annotated[Loss, OneOf(LOSSES)], ...] | None = None
-    training: Training = Training(epochs=6, lr=0.0003)
+    training: Annotated[Training, filled(epochs=6, lr=0.0003)] = Training(epochs=6, lr=0.0003)
 
     def __call__(self, net: Net, env: Env) -> Net:
         batches = calibration_images(env, self.calibration)

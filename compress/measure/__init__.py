@@ -1,0 +1,1 @@
+"""Measuring nets and files."""

@@ -1,0 +1,60 @@
+"""How long a file takes here, fairly: all files take turns, so that the machine's mood hits all alike."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from compress.measure.file import session
+from compress.row import Latency
+
+WARM_UP_S = 0.2
+TURN_S = 0.02  # a net's turn in a round: as many runs as fit, at least one
+MIN_RUNS = 3
+
+
+def input_for(net: ort.InferenceSession, batch: int) -> dict[str, np.ndarray]:
+    """A fixed pseudo-random input of the shape and type that a session wants, open dimensions but the first as 224."""
+    wanted = net.get_inputs()[0]
+    shape = [batch, *(d if isinstance(d, int) else 224 for d in wanted.shape[1:])]
+    random = np.random.default_rng(0)
+    if "uint8" in wanted.type:
+        return {wanted.name: random.integers(0, 256, shape, dtype=np.uint8)}
+    return {wanted.name: random.standard_normal(shape, dtype=np.float32)}
+
+
+def measure_latency(
+    files: Mapping[str, Path], *, threads: int, batch: int, rounds: int
+) -> dict[str, tuple[Latency, np.ndarray]]:
+    """Milliseconds for one run of each file at this batch size, by name, with all single times (runs,).
+
+    After a warm-up the files take turns for `rounds` rounds; in a turn a file runs for 20 ms, at least three times,
+    in an order that is reversed every other round.
+    """
+    nets = {name: session(path, threads) for name, path in files.items()}
+    feeds = {name: input_for(net, batch) for name, net in nets.items()}
+    for name, net in nets.items():
+        _turn(net, feeds[name], WARM_UP_S)
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    for i in range(rounds):
+        for name in reversed(nets) if i % 2 else nets:
+            times[name] += _turn(nets[name], feeds[name], TURN_S)
+    return {name: (percentiles(values), np.array(values)) for name, values in times.items()}
+
+
+def percentiles(milliseconds: Sequence[float]) -> Latency:
+    """The median, 90th and 99th percentile (linear interpolation)."""
+    p50, p90, p99 = np.percentile(np.array(milliseconds), [50, 90, 99])
+    return Latency(float(p50), float(p90), float(p99))
+
+
+def _turn(net: ort.InferenceSession, feed: dict[str, np.ndarray], seconds: float) -> list[float]:
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < MIN_RUNS or time.perf_counter() - began < seconds:
+        start = time.perf_counter_ns()
+        net.run(None, feed)
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return taken
