@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import onnx
@@ -28,8 +29,8 @@ from compress.edits.quantizers import (
     integer_parameters,
 )
 from compress.errors import ExportError
+from compress.net import Net
 
-# ONNX Runtime 1.17 refuses the exporter's 10; what is written here needs no more than 8.
 IR_VERSION = 8
 INPUT, OUTPUT = "input", "logits"
 
@@ -47,37 +48,53 @@ class Export(Config):
     input: Literal["float32_nchw", "uint8_nhwc"] = "float32_nchw"
 
 
-def export_onnx(
-    module: nn.Module,
-    image: tuple[int, int, int],
-    config: Export,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    metadata: Mapping[str, str],
-) -> ModelProto:
-    """The ONNX form of a network, batch size open, checked in full by onnx's own checker.
+@dataclass
+class Exporter:
+    """Exports networks; tracing the same shape a second time is saved by putting the new weights into its graph.
 
-    `image` is (channels, height, width). A network with quantizers becomes int8 QuantizeLinear/DequantizeLinear
-    pairs with int8 weights and int32 biases; any other is folded and stays float. The given module is not
-    changed. Raises ExportError where the exporter or the checker refuses, and ModelError where it cannot be traced.
+    `mean` and `std` are the data's, one number a channel.
     """
-    with torch.no_grad():
-        ready = _integer_form(module) if any(activation_quantizers(module)) else graph.folded(module)
-        _swap_pooling(ready)
-        channels, height, width = image
-        if config.input == "uint8_nhwc":
-            whole: nn.Module = _WithPreprocessing(ready, mean, std)
+
+    config: Export
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    graphs: dict[str, ModelProto] = field(default_factory=dict)
+
+    def __call__(self, net: Net, metadata: Mapping[str, str]) -> ModelProto:
+        """The ONNX form of a net, batch size open, checked in full by onnx's own checker.
+
+        A net with quantizers becomes int8 QuantizeLinear/DequantizeLinear pairs with int8 weights and int32
+        biases; any other is folded and stays float. The net is not changed. `metadata` is written into the file.
+        Raises ExportError where the exporter or the checker refuses, and ModelError where it cannot be traced.
+        """
+        with torch.no_grad():
+            whole, example = self.ready(net)
+            if net.spec.key not in self.graphs:
+                self.graphs[net.spec.key] = _exported(whole, example, self.config.opset)
+            model = onnx.ModelProto()
+            model.CopyFrom(self.graphs[net.spec.key])
+            if not _fill(model, whole.state_dict()):
+                model = _exported(whole, example, self.config.opset)
+        _strip(model)
+        _share_equal(model)
+        # ONNX Runtime 1.17 refuses the exporter's 10 at opset 18, where nothing needs more than 8.
+        model.ir_version = IR_VERSION if self.config.opset <= 18 else 10
+        model.producer_name, model.producer_version = "compress", ""
+        onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+        check(model, self.config.opset)
+        return model
+
+    def ready(self, net: Net) -> tuple[nn.Module, Tensor]:
+        """The net as it goes to the exporter, with an example of its input."""
+        module = _integer_form(net.module) if net.int8 else graph.folded(net.module)
+        _swap_pooling(module)
+        channels, height, width = net.spec.image
+        whole: nn.Module = module
+        example = torch.zeros(2, channels, height, width)
+        if self.config.input == "uint8_nhwc":
+            whole = _WithPreprocessing(module, self.mean, self.std)
             example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-        else:
-            whole, example = ready, torch.zeros(2, channels, height, width)
-        model = _exported(whole.eval().cpu(), example, config.opset)
-    _strip(model)
-    model.ir_version = IR_VERSION if config.opset <= 18 else 10
-    model.producer_name, model.producer_version = "compress", ""
-    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
-    check(model, config.opset)
-    return model
+        return whole.eval().cpu(), example
 
 
 def check(model: ModelProto, opset: int) -> None:
@@ -109,6 +126,36 @@ def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
         logger.setLevel(level)
     assert program is not None
     return program.model_proto
+
+
+def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
+    """Put these values into a graph's initializers; False where some float one is none of them by name and shape."""
+    for tensor in model.graph.initializer:
+        value = state.get(tensor.name)
+        if value is not None and tuple(value.shape) == tuple(tensor.dims):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
+        elif tensor.data_type == onnx.TensorProto.FLOAT:
+            return False  # the exporter computed it from others, so it may depend on the weights
+    return True
+
+
+def _share_equal(model: ModelProto) -> None:
+    """Let equal small tensors stand in the file once: zero points, mostly, of which every layer has two."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    kept = []
+    for tensor in model.graph.initializer:
+        key = (tensor.data_type, tuple(tensor.dims), onnx.numpy_helper.to_array(tensor).tobytes())
+        if key in first:
+            renamed[tensor.name] = first[key]
+        else:
+            first[key] = tensor.name
+            kept.append(tensor)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
 
 
 def _strip(model: ModelProto) -> None:

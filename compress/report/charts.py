@@ -103,7 +103,7 @@ def _scatter(report: Report, title: str, x_title: str, x_of: Callable[[Row], flo
     y_range = _tall(points)
     spots = [_spot(point, x_range, y_range) for point in points]
     offsets = labels.place(spots, [labels.shortened(point.name) for point in points])
-    return Scatter(title, x_title, points, x_range, y_range, _ticks(*x_range), tuple(offsets))
+    return Scatter(title, x_title, points, x_range, y_range, log_ticks(*x_range), tuple(offsets))
 
 
 def _point(report: Report, row: Row, x: float) -> Point:
@@ -132,7 +132,8 @@ def _tall(points: Sequence[Point]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _ticks(low: float, high: float) -> tuple[float, ...]:
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Round values between two positive ends, at most seven of them where that can be had."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = tuple(step * 10.0**n for n in decades for step in steps if low <= step * 10.0**n <= high)

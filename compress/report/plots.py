@@ -145,11 +145,15 @@ def _curves(report: Report, keys: tuple[str, ...], title: str, *, logarithmic: b
     ]
     layout = _layout(300)
     layout["xaxis"] |= {"title": {"text": "Epoch"}, "rangemode": "tozero"}
-    positive = all(value > 0 for key in keys for line in charts.lines(report, key) for value in line.values)
-    kind = "log" if logarithmic and positive else "linear"
+    lines = [line for key in keys for line in charts.lines(report, key)]
+    if max(epoch for line in lines for epoch in line.epochs) <= 12:
+        layout["xaxis"]["dtick"] = 1
+    values = [value for line in lines for value in line.values]
+    kind = "log" if logarithmic and min(values) > 0 else "linear"
     layout["yaxis"] |= {"title": {"text": title, "standoff": 12}, "type": kind, "nticks": 7}
-    if kind == "log":
-        layout["yaxis"] |= {"dtick": "D2"}
+    ticks = charts.log_ticks(min(values), max(values)) if kind == "log" else ()
+    if len(ticks) >= 2:
+        layout["yaxis"] |= {"tickvals": list(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
     return {"data": traces, "layout": layout}
 
 

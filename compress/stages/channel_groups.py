@@ -49,20 +49,41 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     where Torch-Pruning cannot follow the network.
     """
     names = {layer: path for path, layer in module.named_modules()}
-    for parameter in module.parameters():
+    family = type(module).__name__
+    for parameter in module.eval().parameters():
         parameter.requires_grad_(True)  # the graph is read off autograd, which does not see frozen layers
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        if _multiplies_activations(module(example[:1])):
+            raise ModelError(
+                f"The channels of {family} cannot be pruned: it multiplies activations with each other as "
+                "matrices (attention), which channel pruning cannot follow. Use a convolutional network."
+            )
+        try:
             # The tuple matters: a bare tensor would first be tried as its own first image.
             graph = tp.DependencyGraph().build_dependency(module, (example[:1],), verbose=False)
             found = [_described(graph, group, names) for group in graph.get_all_groups(ignored_layers=[])]
-    except Exception as error:
-        raise ModelError(
-            f"The channels of {type(module).__name__} cannot be pruned: Torch-Pruning cannot follow its forward "
-            f"pass ({type(error).__name__}: {error}). Networks that shuffle channels are not supported."
-        ) from error
+        except Exception as error:
+            raise ModelError(
+                f"The channels of {family} cannot be pruned: Torch-Pruning cannot follow its forward pass "
+                f"({type(error).__name__}: {error}). Networks that shuffle channels are not supported."
+            ) from error
     order = {path: position for position, path in enumerate(names.values())}
     return sorted(found, key=lambda group: order[group.name])
+
+
+def _multiplies_activations(output: Any) -> bool:
+    """Whether attention is on the way to the output: Torch-Pruning may walk in circles there, without end."""
+    waiting = [tensor.grad_fn for tensor in tp.utils.flatten_as_list(output)]
+    seen = set()
+    while waiting:
+        function = waiting.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if "Bmm" in function.name() or "ScaledDotProduct" in function.name():
+            return True
+        waiting += [following for following, _ in function.next_functions]
+    return False
 
 
 def cut_channels(group: ChannelGroup, channels: list[int]) -> None:

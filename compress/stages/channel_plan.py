@@ -6,13 +6,17 @@ on which it stands, 0 being its full width.
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
-from math import ceil, lcm
+from math import ceil, floor, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.errors import ConfigError
+
+SLACK = 0.98
+ALIGNMENTS = (16, 8, 4, 2, 1)
 MAX_REMOVED = 0.9
 MAX_EXPANSIONS = 400
 
@@ -52,24 +56,99 @@ def ladder(width: int, align: int, bundle: int) -> list[int]:
     return [width, *range((width - 1) // unit * unit, max(lowest, unit) - 1, -unit)]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Scored:
+    """A group to be cut: its width, how many channels go at once, and their importance, (width / bundle,)."""
+
+    width: int
+    bundle: int
+    scores: Floats
+
+    def lost(self, widths: Sequence[int]) -> Floats:
+        """The importance that is lost when the least important bundles go until so many channels are left."""
+        total = np.concatenate([[0.0], np.cumsum(np.sort(self.scores))]) * self.bundle
+        lost: Floats = total[(self.width - np.array(widths)) // self.bundle]
+        return lost
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The width of every group after pruning, and `fixed`: whether it had no other at this alignment."""
+
+    widths: list[int]
+    fixed: list[bool]
+    macs: int
+    dense_macs: int
+    align: int
+
+
+def plan_widths(
+    model: MacsModel,
+    groups: Sequence[Scored],
+    keep_macs: float,
+    dense_macs: int | None = None,
+    align: int | None = None,
+) -> Planned:
+    """Widths with which the network has between 98 and 100 % of `keep_macs`·`dense_macs`, nearly uniform.
+
+    Without `dense_macs` the model's own are meant, without `align` the first of `ALIGNMENTS` that meets the
+    target. Raises ConfigError, naming the nearest fractions that can be met, where none does.
+    """
+    present = int(model.macs(np.zeros((1, len(groups))))[0])
+    dense_macs = dense_macs or present
+    low, high = _window(keep_macs, dense_macs)
+    if present < low:
+        raise ConfigError(
+            f"keep_macs: the network has only {present / dense_macs:.3f} of the unpruned MACs already, less "
+            f"than the {keep_macs:g} asked for. Ask for less than it has."
+        )
+    searches = []
+    for candidate in (align,) if align else ALIGNMENTS:
+        search = PlanSearch(model, groups, candidate)
+        plan = search.find(low, high)
+        if plan is not None:
+            widths = [rungs[rung] for rungs, rung in zip(search.ladders, plan, strict=True)]
+            fixed = [len(rungs) == 1 for rungs in search.ladders]
+            return Planned(widths, fixed, int(search.macs(plan[None])[0]), dense_macs, candidate)
+        searches.append(search)
+    raise ConfigError(_unmet(searches, keep_macs, dense_macs, align))
+
+
+def _window(keep_macs: float, dense_macs: int) -> tuple[int, int]:
+    return ceil(SLACK * keep_macs * dense_macs), floor(keep_macs * dense_macs)
+
+
+def _unmet(searches: Sequence["PlanSearch"], keep_macs: float, dense_macs: int, align: int | None) -> str:
+    """What to say when no plan was found: the nearest fractions below and above for which one is."""
+    low, high = _window(keep_macs, dense_macs)
+    seen = sorted(set().union(*(search.seen for search in searches)))
+    nearest = []
+    for side in ([m for m in reversed(seen) if m < low], [m for m in seen if m > high]):
+        for macs in side[:5]:
+            share = ceil(10_000 * macs / dense_macs) / 10_000
+            if share < 1 and any(search.find(*_window(share, dense_macs)) is not None for search in searches):
+                nearest.append(f"{share:.4f}")
+                break
+    widths = f" with widths in multiples of {align}" if align else ""
+    smaller = " Or choose a smaller align." if align and align > 1 else ""
+    advice = f"; the nearest that can: {' or '.join(nearest)}" if nearest else ". Let more layers be pruned"
+    return f"keep_macs: {keep_macs:g} cannot be met{widths}{advice}.{smaller}"
+
+
 class PlanSearch:
     """All plans of a network at one alignment.
 
-    `ladders` are the widths a group may have, `lost` the importance that is lost on each rung, both a
-    sequence of rungs for each group; `seen` collects the MACs of all plans that were looked at.
+    `ladders` are the widths that each group may have; `seen` collects the MACs of all plans looked at.
     """
 
-    model: MacsModel
-    ladders: Sequence[Sequence[int]]
-    lost: Sequence[Sequence[float]]
-    seen: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, model: MacsModel, groups: Sequence[Scored], align: int) -> None:
+        self.model = model
+        self.ladders = [ladder(group.width, align, group.bundle) for group in groups]
+        self.seen: set[int] = set()
         self._last = np.array([len(rungs) - 1 for rungs in self.ladders])
-        self._groups = np.arange(len(self.ladders))
+        self._groups = np.arange(len(groups))
         self._widths = _padded(self.ladders)
-        self._lost = _padded(self.lost)
+        self._lost = _padded([g.lost(rungs).tolist() for g, rungs in zip(groups, self.ladders, strict=True)])
 
     def find(self, low: int, high: int) -> Plan | None:
         """The plan nearest to uniform with low ≤ MACs ≤ high, or None where none was found."""
@@ -106,7 +185,8 @@ class PlanSearch:
         first = free[removed_share <= removed_share.min() + 1e-9]
         steps = plan + np.eye(len(plan), dtype=np.int64)[first]
         if len(steps) == 1:
-            return steps[0]
+            only: Plan = steps[0]
+            return only
         saved = self.macs(plan[None]) - self.macs(steps)
         lost = self.importance_lost(steps) - self.importance_lost(plan[None])
         best: Plan = steps[np.argmin(lost / saved)]

@@ -7,11 +7,10 @@ near it are searched.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from math import ceil, floor
 
 import numpy as np
 import torch
@@ -28,10 +27,7 @@ from compress.stages.channel_groups import (
     cut_channels,
     macs_model,
 )
-from compress.stages.channel_plan import Floats, MacsModel, Plan, PlanSearch, ladder
-
-SLACK = 0.98
-ALIGNMENTS = (16, 8, 4, 2, 1)
+from compress.stages.channel_plan import ALIGNMENTS, Scored, plan_widths
 
 
 @dataclass(frozen=True)
@@ -82,21 +78,33 @@ def prune_channels(
     example = example[:1].to(next(pruned.parameters(), example).device)
     positions = _used_positions(pruned, example)
     groups = channel_groups(pruned, example)
-    _check_patterns(groups, include, exclude)
-    chosen, scores = _scored(groups, include, exclude, importance, seed)
-    model = macs_model(pruned, positions, chosen)
-    dense = reference_macs or int(model.macs(np.zeros((1, len(chosen))))[0])
-    search, plan, used = _planned(model, chosen, scores, keep_macs, dense, align)
-    for group, rungs, rung in zip(chosen, search.ladders, plan, strict=True):
-        _cut(group, scores[group.name], rungs[rung])
-    _restore(pruned, module)
-    macs = int(search.macs(plan[None])[0])
-    if count_macs(pruned, example) != macs:
+    chosen = _chosen(groups, include, exclude)
+    scored, unscored = _scored(chosen, importance, seed)
+    model = macs_model(pruned, positions, [group for group, _ in scored])
+    plan = plan_widths(model, [scores for _, scores in scored], keep_macs, reference_macs, align)
+    try:
+        for (group, scores), width in zip(scored, plan.widths, strict=True):
+            _cut(group, scores, width)
+        consistent = count_macs(pruned, example) == plan.macs
+    except (ModelError, RuntimeError, IndexError, AssertionError):
+        consistent = False
+    if not consistent:
         raise ModelError(
-            f"The channels of {type(module).__name__} are tied in a way that pruning cannot follow."
+            f"The channels of {type(module).__name__} are tied in a way that pruning cannot follow, such as "
+            "by reshaping to a fixed size. Exclude the layers around that place."
         )
-    notes = _notes(groups, chosen, search, f"keep_macs {keep_macs:g}", used, automatic=align is None)
-    return Pruned(pruned, macs, dense, used, notes)
+    _restore(pruned, module)
+    notes = [f"Not pruned: {group.name}, {group.reason}." for group in groups if group.reason]
+    notes += [f"Not pruned: {name}, {importance!r} finds nothing to go by." for name in unscored]
+    narrow = [
+        f"{group.name} ({group.width})" for (group, _), fixed in zip(scored, plan.fixed, strict=True) if fixed
+    ]
+    if narrow:
+        notes.insert(0, f"Too narrow for a smaller multiple of {plan.align} (channels): {', '.join(narrow)}.")
+    aligned = f"The widths of pruned layers are multiples of {plan.align}"
+    if align is None and plan.align != ALIGNMENTS[0]:
+        aligned += f": keep_macs {keep_macs:g} cannot be met in multiples of {ALIGNMENTS[0]}"
+    return Pruned(pruned, plan.macs, plan.dense_macs, plan.align, (f"{aligned}.", *notes))
 
 
 def _check_arguments(keep_macs: float, importance: str, align: int | None) -> None:
@@ -126,10 +134,28 @@ def _used_positions(module: nn.Module, example: Tensor) -> dict[str, int]:
     unused = [path for path in layers if path not in positions]
     if unused:
         raise ModelError(
-            f"The forward pass of {type(module).__name__} does not use {_listed(unused)}, so pruning would leave "
-            "layers behind that do not fit. Build the network without them (auxiliary heads off)."
+            f"The forward pass of {type(module).__name__} does not call {_listed(unused)}, so pruning cannot "
+            "keep these layers in step with the others. Build the network without auxiliary heads; attention "
+            "is not supported."
         )
     return positions
+
+
+def _chosen(
+    groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]
+) -> list[ChannelGroup]:
+    """The groups that can be cut and that the patterns leave to be cut."""
+    _check_patterns(groups, include, exclude)
+
+    def matched(group: ChannelGroup, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(path, pattern) for path in group.outputs for pattern in patterns)
+
+    free = [group for group in groups if not group.reason and not matched(group, exclude)]
+    free = [group for group in free if not include or matched(group, include)]
+    if not free:
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups if group.reason)
+        raise ConfigError(f"include, exclude: nothing is left to prune. What cannot be pruned: {reasons}.")
+    return free
 
 
 def _check_patterns(groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -142,103 +168,31 @@ def _check_patterns(groups: Sequence[ChannelGroup], include: Sequence[str], excl
             names = f"Near: {', '.join(close)}" if close else f"There are {_listed(list(reasons))}"
             problems.append(f"{key}: no layer matches {pattern!r}. {names}.")
         elif key == "include" and all(reasons[path] for path in matches):
-            path = matches[0]
-            problems.append(
-                f"{key}: {pattern!r} matches only what cannot be pruned: {path}, {reasons[path]}."
-            )
+            first = f"{matches[0]}, {reasons[matches[0]]}"
+            problems.append(f"{key}: {pattern!r} matches only what cannot be pruned: {first}.")
     if problems:
         raise ConfigError("\n".join(problems))
 
 
 def _scored(
-    groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str], importance: str, seed: int
-) -> tuple[list[ChannelGroup], dict[str, Floats]]:
-    """The groups to be cut, and the importance of their bundles under the group's name."""
-
-    def matched(group: ChannelGroup, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(path, pattern) for path in group.outputs for pattern in patterns)
-
-    free = [group for group in groups if not group.reason]
-    free = [
-        group for group in free if not matched(group, exclude) and (not include or matched(group, include))
+    groups: Sequence[ChannelGroup], importance: str, seed: int
+) -> tuple[list[tuple[ChannelGroup, Scored]], list[str]]:
+    """The groups with the importance of their channels, and the names of those that have none."""
+    found = [(group, bundle_scores(group, importance, seed)) for group in groups]
+    scored = [
+        (group, Scored(group.width, group.bundle, scores)) for group, scores in found if scores is not None
     ]
-    if not free:
-        why = "; ".join(f"{group.name}: {group.reason}" for group in groups if group.reason)
-        raise ConfigError(f"Nothing is left to prune after include and exclude. Not prunable anyway: {why}.")
-    found = {group.name: bundle_scores(group, importance, seed) for group in free}
-    scores = {name: values for name, values in found.items() if values is not None}
-    if not scores:
+    if not scored:
         raise ConfigError(
-            f"importance: {importance!r} has nothing to go by in this network. 'l2' always works."
+            f"importance: {importance!r} has nothing to go by in this network; 'l2' always has."
         )
-    return [group for group in free if group.name in scores], scores
+    return scored, [group.name for group, scores in found if scores is None]
 
 
-def _planned(
-    model: MacsModel,
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, Floats],
-    keep_macs: float,
-    dense_macs: int,
-    align: int | None,
-) -> tuple[PlanSearch, Plan, int]:
-    """The first alignment that meets the target, with its plan."""
-    present = int(model.macs(np.zeros((1, len(groups))))[0])
-    if present < SLACK * keep_macs * dense_macs:
-        raise ConfigError(
-            f"keep_macs: the network has only {present / dense_macs:.3f} of the unpruned MACs already, less than "
-            f"{keep_macs:g}. Ask for less than it has."
-        )
-    searches = []
-    for candidate in (align,) if align else ALIGNMENTS:
-        search = _search(model, groups, scores, candidate)
-        plan = search.find(*_window(keep_macs, dense_macs))
-        if plan is not None:
-            return search, plan, candidate
-        searches.append(search)
-    options = " or ".join(f"{share:.4f}" for share in _nearest(searches, keep_macs, dense_macs))
-    smaller = " or a smaller align" if align and align > 1 else ""
-    raise ConfigError(
-        f"keep_macs: {keep_macs:g} cannot be met"
-        + (f" with widths in multiples of {align}" if align else "")
-        + (f"; the nearest that can is {options}. Ask for that" if options else ". Include more layers")
-        + f"{smaller}."
-    )
-
-
-def _search(
-    model: MacsModel, groups: Sequence[ChannelGroup], scores: Mapping[str, Floats], align: int
-) -> PlanSearch:
-    ladders = [ladder(group.width, align, group.bundle) for group in groups]
-    lost = []
-    for group, rungs in zip(groups, ladders, strict=True):
-        total = np.concatenate([[0.0], np.cumsum(np.sort(scores[group.name]))]) * group.bundle
-        lost.append([float(total[(group.width - width) // group.bundle]) for width in rungs])
-    return PlanSearch(model, ladders, lost)
-
-
-def _window(keep_macs: float, dense_macs: int) -> tuple[int, int]:
-    return ceil(SLACK * keep_macs * dense_macs), floor(keep_macs * dense_macs)
-
-
-def _nearest(searches: Sequence[PlanSearch], keep_macs: float, dense_macs: int) -> Iterator[float]:
-    """The nearest fractions below and above `keep_macs` for which a plan is found; only some plans are tried."""
-    low, high = _window(keep_macs, dense_macs)
-    seen = sorted(set().union(*(search.seen for search in searches)))
-    below = [macs for macs in reversed(seen) if macs < low]
-    above = [macs for macs in seen if macs > high]
-    for side in (below, above):
-        for macs in side[:5]:
-            share = ceil(10_000 * macs / dense_macs) / 10_000
-            if share < 1 and any(s.find(*_window(share, dense_macs)) is not None for s in searches):
-                yield share
-                break
-
-
-def _cut(group: ChannelGroup, scores: Floats, width: int) -> None:
+def _cut(group: ChannelGroup, scored: Scored, width: int) -> None:
     """Remove the least important bundles; among equals, those of lower index."""
     size = group.width // group.bundle
-    order = np.argsort(scores, kind="stable")[: (group.width - width) // group.bundle]
+    order = np.argsort(scored.scores, kind="stable")[: (group.width - width) // group.bundle]
     channels = [int(first) + part * size for first in order for part in range(group.bundle)]
     if channels:
         cut_channels(group, sorted(channels))
@@ -250,31 +204,6 @@ def _restore(pruned: nn.Module, original: nn.Module) -> None:
         parameter.requires_grad_(before.requires_grad)
     for layer, unpruned in zip(pruned.modules(), original.modules(), strict=True):
         layer.training = unpruned.training
-
-
-def _notes(
-    groups: Sequence[ChannelGroup],
-    chosen: Sequence[ChannelGroup],
-    search: PlanSearch,
-    target: str,
-    align: int,
-    *,
-    automatic: bool,
-) -> tuple[str, ...]:
-    notes = [f"The widths of pruned layers are multiples of {align}."]
-    if automatic and align != ALIGNMENTS[0]:
-        notes = [f"{notes[0][:-1]}: {target} cannot be met with multiples of {ALIGNMENTS[0]}."]
-    narrow = [
-        f"{group.name} ({group.width})"
-        for group, rungs in zip(chosen, search.ladders, strict=True)
-        if len(rungs) == 1
-    ]
-    if narrow:
-        notes.append(
-            f"Too narrow to be cut to a multiple of {align}, channels in brackets: {', '.join(narrow)}."
-        )
-    notes += [f"Not pruned: {group.name}, {group.reason}." for group in groups if group.reason]
-    return tuple(notes)
 
 
 def _listed(names: Sequence[str]) -> str:
