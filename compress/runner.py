@@ -17,7 +17,7 @@ from compress import __version__, kept
 from compress.config import as_named, fingerprint, near
 from compress.data import Data, MissingData
 from compress.data.synthetic import Synthetic
-from compress.environment import environment
+from compress.environment import cpu_flags, environment, has_vnni
 from compress.errors import ArtifactError, BusyError, ConfigError, ExportError, ResourceError
 from compress.events import Event, Listener, ignore
 from compress.kept import Finished
@@ -55,13 +55,15 @@ def run(
     device: str = "auto",
     start_from: str | None = None,
     smoke: bool = False,
+    plugins: Sequence[Path] = (),
     emit: Listener = ignore,
     command: str = "",
 ) -> Outcome:
     """Run a pipeline in the folder `out`, taking over every stage that was finished there with the same key.
 
     `start_from` names a stage (or teacher, or baseline) to redo with all that depends on it. `smoke` runs
-    the same flow on a handful of images for one epoch a stage. Raises CompressError of every kind; a missed budget and
+    the same flow on a handful of images for one epoch a stage. `plugins` are the files that were loaded as such: the
+    report names them, and a changed one makes all stages run again. Raises CompressError of every kind; a missed budget and
     a file that disagrees with its net are in the outcome instead, with everything written.
     """
     chosen = pick_device(device)
@@ -75,7 +77,7 @@ def run(
         for warning in (*warnings, *data.warnings):
             tell({"event": "warning", "text": warning})
         (out / "pipeline.yaml").write_text(pipeline.as_yaml())
-        job = _Job(pipeline, data, out, chosen, tell, warnings=[*warnings, *data.warnings])
+        job = _Job(pipeline, data, out, chosen, tell, plugins, warnings=[*warnings, *data.warnings])
         job.forget(start_from)
         job.preflight()
         trail = job.train()
@@ -182,6 +184,7 @@ class _Job:
     out: Path
     device: torch.device
     tell: Listener
+    plugins: Sequence[Path] = ()
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -190,7 +193,9 @@ class _Job:
         about = {key: str(written[key]) for key in ("resize", "interpolation") if key in written}
         self.prover = Prover(self.out, self.data, self.pipeline.export, self.device, about)
         pipeline = self.pipeline
-        self.root = fingerprint(__version__, torch.__version__, self.data.fingerprint, pipeline.seed)
+        code = [file.read_text() for file in self.plugins]
+        self.notes += [f"code came in by --plugin {file.name}" for file in self.plugins]
+        self.root = fingerprint(__version__, torch.__version__, self.data.fingerprint, pipeline.seed, code)
         self.teacher_key = ""
         if pipeline.teacher is not None:
             training = _dump(pipeline.teacher.training)
@@ -463,8 +468,6 @@ class _Job:
             )
 
     def why_slow(self) -> str:
-        from compress.environment import cpu_flags, has_vnni
-
         if not has_vnni(cpu_flags()):
             return "This CPU has no VNNI or dot-product instructions, which int8 kernels need to be fast."
         return "The net may be too small, or its widths no multiples of 16, for int8 kernels to pay."

@@ -230,6 +230,12 @@ def test_removing_dead_channels_changes_nothing() -> None:
     assert torch.allclose(pruned(x), net(x), atol=1e-6)
 
 
+def test_same_network_same_cut() -> None:
+    net = build("mobilenet_v2")
+    one, two = (prune_channels(net, image(), keep_macs=0.5).module.state_dict() for _ in range(2))
+    assert all(torch.equal(one[path], two[path]) for path in one)
+
+
 def test_random_importance_follows_from_the_seed() -> None:
     net = Tiny()
     one, same, other = (

@@ -134,8 +134,8 @@ def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
         value = state.get(tensor.name)
         if value is not None and tuple(value.shape) == tuple(tensor.dims):
             tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
-        elif tensor.data_type == onnx.TensorProto.FLOAT:
-            return False  # the exporter computed it from others, so it may depend on the weights
+        elif tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
+            return False  # no clip's bound: the exporter computed it, so it may depend on the weights
     return True
 
 

@@ -1,0 +1,6 @@
+"""`python -m compress` and the `compress` command."""
+
+from compress.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The only way that a user's code comes in: a file named on the command line, or an installed package.
+
+A plugin puts its classes into the tables: `from compress.losses import LOSSES; LOSSES[Margin.name] = Margin`.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from compress.errors import ConfigError
+
+GROUP = "compress.plugins"
+
+
+def load_plugins(files: Sequence[Path]) -> None:
+    """Run the files, and the modules that installed packages offer as `compress.plugins`; raises ConfigError."""
+    for entry in entry_points(group=GROUP):
+        _explained(entry.name, entry.load)
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"--plugin {file}: no such file")
+        _explained(str(file), lambda file=file: _execute(file))
+
+
+def _execute(file: Path) -> None:
+    name = f"compress_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError("its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _explained(name: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+        raise ConfigError(f"plugin {name} failed: {type(error).__name__}: {error}") from error
