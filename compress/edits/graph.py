@@ -31,7 +31,7 @@ def folded(module: nn.Module) -> fx.GraphModule:
     """Trace a network as it is used for inference: batch-norms folded into convolutions, dropout removed.
 
     Global average pooling in any spelling becomes a `GlobalAveragePool`. Weights are copied, the given module is
-    left as it was. Folding is that of Jacob et al. 2018 (arXiv:1712.05877, sec. 3.2): w' = w·g/σ,
+    left as it was; the result is in evaluation mode. Folding is that of Jacob et al. 2018 (arXiv:1712.05877, sec. 3.2): w' = w·g/σ,
     b' = (b - μ)·g/σ + β. Raises ModelError where the network cannot be traced, naming the reason.
     """
     was_training = module.training
@@ -45,7 +45,7 @@ def folded(module: nn.Module) -> fx.GraphModule:
         ) from error
     finally:
         module.train(was_training)
-    traced = _own_copy(traced)
+    traced = _own_copy(traced).eval()
     _drop_dropout(traced)
     _fold_batchnorm(traced)
     _name_global_pooling(traced)

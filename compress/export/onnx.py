@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 import onnx
 import torch
 from onnx import ModelProto
+from onnxscript import optimizer
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -75,6 +76,8 @@ class Exporter:
             model.CopyFrom(self.graphs[net.spec.key])
             if not _fill(model, whole.state_dict()):
                 model = _exported(whole, example, self.config.opset)
+            # Only now: it folds equal tensors into one and constants away, which depends on the values.
+            model = optimizer.optimize(model)
         _strip(model)
         _share_equal(model)
         # ONNX Runtime 1.17 refuses the exporter's 10 at opset 18, where nothing needs more than 8.
@@ -116,7 +119,7 @@ def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                module, (example,), dynamo=True, opset_version=opset, verbose=False, optimize=True,
+                module, (example,), dynamo=True, opset_version=opset, verbose=False, optimize=False,
                 input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the exporter raises a dozen kinds
@@ -129,14 +132,16 @@ def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
 
 
 def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
-    """Put these values into a graph's initializers; False where some float one is none of them by name and shape."""
+    """Put these values into a graph's initializers; False where the two are not the same by name and shape.
+
+    Then the exporter computed some of them, and the graph of one net's values cannot serve another's.
+    """
     for tensor in model.graph.initializer:
         value = state.get(tensor.name)
-        if value is not None and tuple(value.shape) == tuple(tensor.dims):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
-        elif tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
-            return False  # no clip's bound: the exporter computed it, so it may depend on the weights
-    return True
+        if value is None or tuple(value.shape) != tuple(tensor.dims):
+            return False
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
+    return {tensor.name for tensor in model.graph.initializer} == set(state)
 
 
 def _share_equal(model: ModelProto) -> None:
