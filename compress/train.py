@@ -22,6 +22,7 @@ from compress.events import Listener, ignore
 from compress.losses.base import Batch, Loss, Outputs
 
 STEP_EVENT_EVERY_S = 0.5
+DEFAULT_DECAY = {"adamw": 0.05, "sgd": 5e-4}
 CUDA_CHECK_EVERY = 50  # steps between looks at the loss: each look makes the GPU wait
 
 
@@ -30,11 +31,13 @@ class Training(Config):
 
     `epochs: 0` trains nothing. `lr` is the highest rate. `schedule` is `one_cycle` (Smith & Topin 2018,
     arXiv:1708.07120), `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, one period), `step` (times `gamma` at
-    each of `milestones`, in epochs) or `constant`; the last three after `warmup` epochs of linear rise. `ema` keeps an
-    exponential moving average of the weights with this decay and ends with it. `l1` weighs the sum of |w| over
-    convolutions and linear layers; `dropout` replaces the probability of the net's dropout layers; `clip` bounds
-    the gradient's norm. `augment`: `auto` is `shift` for data that must not be mirrored, `shift_flip` for
-    small images, `crop_flip` (random resized crops) for images of 96 pixels and more.
+    each of `milestones`, in epochs) or `constant`; the last three after `warmup` epochs of linear rise, while
+    `one_cycle` rises for `warmup` epochs, or a quarter of all if that is 0. `weight_decay` spares biases and
+    batch-norms; left out it is 0.05 for adamw and 5e-4 for sgd. `ema` keeps an exponential moving average of the
+    weights with this decay, less in the first steps, and ends with it. `l1` weighs the sum of |w| over convolutions
+    and linear layers; `dropout` replaces the probability of the net's dropout layers; `clip` bounds the
+    gradient's norm. `augment`: `auto` is `shift` for data that must not be mirrored, `shift_flip` for
+    small images, `crop_flip` (random resized crops) for images of 96 pixels and more; `affine` shifts, turns and scales.
     """
 
     name: ClassVar[str] = "training"
@@ -48,7 +51,7 @@ class Training(Config):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     l1: Annotated[float, Field(ge=0)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -151,6 +154,7 @@ class _Loop:
         self.optimizer = optimizer_for(self.module, self.training)
         self.schedule = schedule_for(self.optimizer, self.training, self.steps)
         self.average = copy.deepcopy(self.module).eval() if self.training.ema else None
+        self.averaged = 0
         if self.training.dropout is not None:
             _set_dropout(self.module, self.training.dropout)
         began = time.perf_counter()
@@ -205,7 +209,10 @@ class _Loop:
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None and self.training.ema is not None:
-            update_average(self.average, self.module, self.training.ema)
+            # The first weights are random: let them be forgotten sooner than the decay would.
+            self.averaged += 1
+            decay = min(self.training.ema, (1 + self.averaged) / (10 + self.averaged))
+            update_average(self.average, self.module, decay)
         return total.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def tell(
@@ -256,12 +263,15 @@ def batch_size_for(images: int, wanted: int) -> int:
 
 def optimizer_for(module: nn.Module, training: Training) -> Optimizer:
     """The optimiser over all parameters that want a gradient."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    decay = DEFAULT_DECAY[training.optimizer] if training.weight_decay is None else training.weight_decay
+    groups = [
+        {"params": [p for p in wanted if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in wanted if p.dim() <= 1], "weight_decay": 0.0},
+    ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, training.lr, training.momentum, weight_decay=training.weight_decay, nesterov=training.nesterov
-        )
-    return torch.optim.AdamW(parameters, training.lr, weight_decay=training.weight_decay)
+        return torch.optim.SGD(groups, training.lr, training.momentum, nesterov=training.nesterov)
+    return torch.optim.AdamW(groups, training.lr)
 
 
 def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRScheduler:
@@ -269,8 +279,9 @@ def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRSche
     total = max(training.epochs * steps, 1)
     warmup = min(round(training.warmup * steps), total - 1)
     if training.schedule == "one_cycle":
-        # A single step has no rise and fall.
-        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=0.3)
+        rising = min(warmup / total, 0.9) or 0.25
+        # One more than there are steps: a single step has no rise and fall.
+        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=rising)
     after: LRScheduler
     if training.schedule == "cosine":
         after = CosineAnnealingLR(optimizer, T_max=total - warmup)
