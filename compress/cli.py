@@ -24,7 +24,14 @@ app = typer.Typer(
 
 PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one value; repeatable.")]
-Plugins = Annotated[list[Path], typer.Option("--plugin", metavar="FILE.py", help="Run this file: it adds your own models, data sets, losses, stages.")]
+Plugins = Annotated[
+    list[Path],
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        help="Run this file: it adds your own models, data sets, losses, stages.",
+    ),
+]
 DEBUG_HELP = "Show the traceback of an error."
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -39,7 +46,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Distil, prune, quantize, export and measure image classifiers."""
 
@@ -48,7 +57,9 @@ def _options(
 def run(
     pipeline: PipelineFile,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo from this stage on.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same flow on tiny data, in seconds.")] = False,
@@ -76,7 +87,10 @@ def run(
         raise outcome.failure
     for limit in outcome.report.budget:
         if not limit.ok:
-            typer.echo(f"budget missed: {limit.limit} allows {limit.value:g}, measured {limit.measured:.4g}", err=True)
+            typer.echo(
+                f"budget missed: {limit.limit} allows {limit.value:g}, measured {limit.measured:.4g}",
+                err=True,
+            )
     raise typer.Exit(outcome.exit_code)
 
 
@@ -167,7 +181,9 @@ def init(
     text = files("compress").joinpath("starters/starter.yaml").read_text().replace("NAME", target.stem, 1)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text)
-    typer.echo(f"wrote {target}: edit it, then `compress run {target} --smoke` tries it, `compress run {target}` runs it")
+    typer.echo(
+        f"wrote {target}: edit it, then `compress run {target} --smoke` tries it, `compress run {target}` runs it"
+    )
 
 
 @app.command()

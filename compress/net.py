@@ -89,7 +89,9 @@ def probe(net: Net) -> None:
             logits = module.eval()(net.example())
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name} cannot take images {net.spec.image}: {first}. Choose another data `size` or model") from error
+        raise ModelError(
+            f"{name} cannot take images {net.spec.image}: {first}. Choose another data `size` or model"
+        ) from error
     finally:
         module.train(was_training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -115,7 +117,9 @@ def load(folder: Path) -> Net:
     try:
         net.module.load_state_dict(load_file(path))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} holds no weights: weights.safetensors is missing; delete the folder to train again") from error
+        raise ArtifactError(
+            f"{folder} holds no weights: weights.safetensors is missing; delete the folder to train again"
+        ) from error
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{path} is damaged or of another net; delete {folder} to train again") from error
     return net

@@ -309,7 +309,12 @@ def _with_preprocessing(pipeline: Pipeline) -> Dataset:
     if found is None:
         return pipeline.data
     given = pipeline.data.model_fields_set  # type: ignore[attr-defined]
-    brought = {"mean": found.mean, "std": found.std, "resize": found.resize, "interpolation": found.interpolation}
+    brought = {
+        "mean": found.mean,
+        "std": found.std,
+        "resize": found.resize,
+        "interpolation": found.interpolation,
+    }
     return pipeline.data.model_copy(update={k: v for k, v in brought.items() if k not in given})  # type: ignore[attr-defined,no-any-return]
 
 

@@ -12,7 +12,15 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from compress.augment import Augment, augmented
 from compress.config import Config
@@ -175,7 +183,9 @@ class _Loop:
         loss_sum, hits = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         lr = self.optimizer.param_groups[0]["lr"]
         for step, indices in enumerate(order.split(self.batch_size)):
-            loss, correct = self.step(indices, epoch, random, look=self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0)
+            loss, correct = self.step(
+                indices, epoch, random, look=self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0
+            )
             loss_sum, hits = loss_sum + loss, hits + correct
             if time.perf_counter() - said > STEP_EVENT_EVERY_S:
                 said = time.perf_counter()
@@ -183,7 +193,17 @@ class _Loop:
         self.require_finite(f"in epoch {epoch + 1}")
         judged = self.average if self.average is not None else self.module
         val = predict(judged, self.data, self.data.val, self.device)
-        self.tell("epoch", epoch, self.steps, start, began, lr, loss_sum, hits, val_accuracy=accuracy(val, self.data.val.labels))
+        self.tell(
+            "epoch",
+            epoch,
+            self.steps,
+            start,
+            began,
+            lr,
+            loss_sum,
+            hits,
+            val_accuracy=accuracy(val, self.data.val.labels),
+        )
 
     def step(self, indices: Tensor, epoch: int, random: torch.Generator, look: bool) -> tuple[Tensor, Tensor]:
         """One update; returns the loss and the number of right answers, both without gradient."""
@@ -216,7 +236,16 @@ class _Loop:
         return total.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def tell(
-        self, event: str, epoch: int, step: int, start: float, began: float, lr: float, loss: Tensor, hits: Tensor, **more: float
+        self,
+        event: str,
+        epoch: int,
+        step: int,
+        start: float,
+        began: float,
+        lr: float,
+        loss: Tensor,
+        hits: Tensor,
+        **more: float,
     ) -> None:
         now = time.perf_counter()
         done, images = (epoch + step / self.steps) / self.training.epochs, step * self.batch_size

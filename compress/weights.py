@@ -56,7 +56,10 @@ def preprocessing(model: str, weights: str | None) -> PublishedPreprocessing | N
         return None
     transforms = published(model, weights).transforms()
     return PublishedPreprocessing(
-        mean=tuple(transforms.mean), std=tuple(transforms.std), resize="crop", interpolation=transforms.interpolation.value
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        resize="crop",
+        interpolation=transforms.interpolation.value,
     )
 
 
@@ -73,7 +76,11 @@ def load_weights(module: nn.Module, model: str, weights: str, *, keep_head: bool
     state = {key: value for key, value in state.items() if key in own or not key.startswith(("aux", "AuxLogits"))}
     state = _with_channels(state, own)
     head = _head_keys(module)
-    replaced = [key for key in head if key in state and state[key].shape[1:] == own[key].shape[1:] != () and _differs(state, own, key)]
+    replaced = [
+        key
+        for key in head
+        if key in state and state[key].shape[1:] == own[key].shape[1:] != () and _differs(state, own, key)
+    ]
     if replaced:
         theirs, ours = len(state[replaced[0]]), len(own[replaced[0]])
         if keep_head:
@@ -117,7 +124,10 @@ def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model:
     foreign = [key for key in state if key not in own]
     other = [key for key in own if key in state and state[key].shape != own[key].shape]
     if missing or foreign:
-        first = [*(f"{key} is missing" for key in missing[:2]), *(f"{key} is not in {model}" for key in foreign[:2])]
+        first = [
+            *(f"{key} is missing" for key in missing[:2]),
+            *(f"{key} is not in {model}" for key in foreign[:2]),
+        ]
         raise ModelError(
             f"{weights} holds weights of another architecture than {model}: {len(missing)} of its {len(own)} tensors "
             f"are missing and {len(foreign)} do not belong to it ({'; '.join(first)})"
@@ -168,7 +178,9 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise ModelError(f"{path} is not a safetensors file, or is damaged ({error}); save or download it again") from error
+        raise ModelError(
+            f"{path} is not a safetensors file, or is damaged ({error}); save or download it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -180,4 +192,6 @@ def _read_torch(path: Path) -> Any:
             f"never done. Where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not a file written by torch.save, or is damaged ({error}); save it again") from error
+        raise ModelError(
+            f"{path} is not a file written by torch.save, or is damaged ({error}); save it again"
+        ) from error

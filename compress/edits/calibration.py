@@ -85,4 +85,3 @@ def _observed(
             undo.callback(setattr, quantizer, "enabled", quantizer.enabled)
             quantizer.enabled = False
         yield
-

@@ -178,7 +178,9 @@ class _Placement:
 
     def replace_layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:
         if type(layer) not in (nn.Conv2d, nn.Linear):
-            raise ModelError(f"layer {node.target} is a {type(layer).__name__}: only plain Conv2d and Linear can be quantized")
+            raise ModelError(
+                f"layer {node.target} is a {type(layer).__name__}: only plain Conv2d and Linear can be quantized"
+            )
         source = node.all_input_nodes[0]
         self.ensure_rounded(source)
         self.traced.set_submodule(str(node.target), _quantized(layer))

@@ -108,7 +108,9 @@ def check(model: ModelProto, opset: int) -> None:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
     written = {i.domain: i.version for i in model.opset_import}
     if written.get("") != opset:
-        raise ExportError(f"opset {opset} was asked for and the exporter wrote {written.get('')}; set export.opset to that")
+        raise ExportError(
+            f"opset {opset} was asked for and the exporter wrote {written.get('')}; set export.opset to that"
+        )
 
 
 def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
@@ -214,7 +216,11 @@ class _Rounding(nn.Module):
         symbolic = torch.onnx.ops.symbolic  # type: ignore[attr-defined]
         q = symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, shape=x.shape, version=18)
         return symbolic(  # type: ignore[no-any-return]
-            "DequantizeLinear", (q, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape, version=18
+            "DequantizeLinear",
+            (q, self.scale, self.zero_point),
+            dtype=torch.float32,
+            shape=x.shape,
+            version=18,
         )
 
 

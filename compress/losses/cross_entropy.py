@@ -23,6 +23,4 @@ class CrossEntropy(Config):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
-        return self.weight * F.cross_entropy(
-            batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing
-        )
+        return self.weight * F.cross_entropy(batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing)

@@ -26,7 +26,12 @@ class KD(Config):
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
         student = F.log_softmax(batch.student.logits / self.temperature, dim=1)
         terms = [
-            F.kl_div(student, F.log_softmax(t.logits / self.temperature, dim=1), reduction="batchmean", log_target=True)
+            F.kl_div(
+                student,
+                F.log_softmax(t.logits / self.temperature, dim=1),
+                reduction="batchmean",
+                log_target=True,
+            )
             for t in batch.teachers
         ]
         # The soft term's gradient shrinks as 1/T²; T² keeps the weight's meaning for every temperature.

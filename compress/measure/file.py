@@ -56,9 +56,15 @@ def count_macs(model: ModelProto) -> int:
         if node.op_type in ("Conv", "Gemm", "MatMul") and (shape := _weight_shape(node, producer, weights)):
             positions = 1
             if node.op_type == "Conv":
-                dims = [d.dim_value for d in values[node.output[0]].type.tensor_type.shape.dim] if node.output[0] in values else []
+                dims = (
+                    [d.dim_value for d in values[node.output[0]].type.tensor_type.shape.dim]
+                    if node.output[0] in values
+                    else []
+                )
                 if not dims or 0 in dims[2:]:
-                    raise ExportError(f"the output size of node {node.name} cannot be inferred, so MACs cannot be counted")
+                    raise ExportError(
+                        f"the output size of node {node.name} cannot be inferred, so MACs cannot be counted"
+                    )
                 positions = int(np.prod(dims[2:]))
             total += positions * int(np.prod(shape))
     return total
@@ -120,7 +126,9 @@ def require_int8(model: ModelProto, convolutions: int) -> tuple[str, ...]:
             f"ONNX Runtime {ort.__version__}; quantize cannot make this architecture int8 yet"
         )
     if found.count("Clip"):
-        raise ExportError(f"{found.count('Clip')} Clip operators are left between int8 layers; a range is wider than its ReLU6")
+        raise ExportError(
+            f"{found.count('Clip')} Clip operators are left between int8 layers; a range is wider than its ReLU6"
+        )
     quantize, dequantize = found.conversions
     if quantize <= 2 and dequantize <= 2:
         return ()

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from compress.config import Config
 
 # (expansion t, channels c, blocks n, stride s) of Sandler et al. 2018, table 2, with a stride of 1 in the second
-SETTING = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+SETTING = [
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+]
 LAST = 1280
 
 

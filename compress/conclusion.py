@@ -1,0 +1,218 @@
+"""What a run came to: every net proven on its file, all files timed together, judged, and put into the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress.data import Data
+from compress.environment import cpu_flags, environment, has_vnni
+from compress.errors import ExportError
+from compress.events import Listener
+from compress.kept import Finished
+from compress.measure.latency import measure_latency
+from compress.net import Net, build
+from compress.pipeline import Pipeline
+from compress.proof import Proof, Prover, require_agreement
+from compress.report import Curve, Layer, Report
+from compress.row import Latency, Row
+from compress.verdict import judge_budget, judge_run
+
+MISSED = 5  # the exit code for a budget that was not kept
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's report, the folder it stands in, the exit code, and an error that did not stop it."""
+
+    report: Report
+    folder: Path
+    exit_code: int
+    failure: ExportError | None = None
+
+
+@dataclass
+class Conclusion:
+    """Turns the nets of a run into its report. `judged` is off for smoke runs, whose accuracy means nothing."""
+
+    pipeline: Pipeline
+    data: Data
+    out: Path
+    prover: Prover
+    tell: Listener
+    judged: bool
+    command: str
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def draw(self, trail: Sequence[Finished]) -> Outcome:
+        """Prove, time, judge; nothing is written but models, predictions and test images."""
+        names = unique_names(trail)
+        files, variants = self.prove(trail, names)
+        latency = self.timed({**files, **variants})
+        rows = [self.row(name, r, files[name], latency[name], r.seconds) for name, r in zip(names, trail, strict=True)]
+        owner = {
+            f"{name}-{beside}": result for name, result in zip(names, trail, strict=True) for beside in result.beside
+        }
+        # A variant beside the way came about within its stage's time and has none of its own.
+        beside = [self.row(name, owner[name], proof, latency[name], 0.0) for name, proof in variants.items()]
+        trained = self.judged and (self.has_weights() or any(result.curve for result in trail))
+        failure = self.disagreement(files) if trained else None
+        budget = judge_budget(self.pipeline.budget, rows[-1], rows[names.index("baseline")])
+        verdict = "fail" if failure else judge_run(budget, rows[-1], self.data.classes, trained)
+        self.remark(trail, (*files.values(), *variants.values()), rows, trained)
+        if self.data.embedded:
+            self.prover.write_test_images()
+        report = Report(
+            name=self.pipeline.name,
+            verdict=verdict,
+            budget=budget,
+            rows=tuple(rows),
+            alternatives=tuple(beside),
+            baseline="baseline",
+            teacher="teacher" if self.pipeline.teacher else None,
+            environment=self.environment(),
+            data=self.about_data(),
+            layers=changed_layers(trail[-1].net),
+            curves=tuple(Curve(n, result.curve) for n, result in zip(names, trail, strict=True) if result.curve),
+            warnings=tuple(self.warnings),
+            notes=tuple(self.notes),
+            pipeline_yaml=self.pipeline.as_yaml(),
+            command=self.command,
+        )
+        code = failure.exit_code if failure else MISSED if verdict == "fail" else 0
+        return Outcome(report, self.out, code, failure)
+
+    def prove(self, trail: Sequence[Finished], names: Sequence[str]) -> tuple[dict[str, Proof], dict[str, Proof]]:
+        """Files and figures of all nets, and of the variants beside them, by name."""
+        files, variants = {}, {}
+        for name, result in zip(names, trail, strict=True):
+            self.tell({"event": "exporting", "net": name})
+            path = f"models/{name}.{_ending(result.net)}"
+            files[name] = self.prover.prove(result.net, name, path, result.folder, result.key)
+            for variant, net in result.beside.items():
+                long = f"{name}-{variant}"
+                path = f"models/alternatives/{long}.{_ending(net)}"
+                variants[long] = self.prover.prove(net, long, path, result.folder / variant, result.key)
+        return files, variants
+
+    def timed(self, proofs: Mapping[str, Proof]) -> dict[str, Latency]:
+        """The latency of all files, which take turns."""
+        self.tell({"event": "measuring", "files": len(proofs)})
+        settings = self.pipeline.benchmark
+        found = measure_latency(
+            {name: self.out / proof.onnx for name, proof in proofs.items()},
+            threads=settings.threads,
+            batch=settings.batch,
+            rounds=settings.rounds,
+        )
+        return {name: latency for name, (latency, _) in found.items()}
+
+    def row(self, name: str, result: Finished, proof: Proof, latency: Latency, seconds: float) -> Row:
+        """The line of a net in the report."""
+        accuracy = proof.accuracy
+        return Row(
+            net=name,
+            stage=result.stage,
+            top1=accuracy.top1,
+            top1_low=accuracy.top1_low,
+            top1_high=accuracy.top1_high,
+            top5=accuracy.top5,
+            top1_onnx=accuracy.top1_onnx,
+            agreement=accuracy.agreement,
+            samples=accuracy.samples,
+            params=proof.params,
+            macs=proof.macs,
+            flops=2 * proof.macs,
+            bytes=proof.bytes,
+            latency_ms=latency,
+            throughput=1000 * self.pipeline.benchmark.batch / latency.p50,
+            seconds=seconds,
+            onnx=proof.onnx,
+            int8=proof.int8,
+        )
+
+    def disagreement(self, files: Mapping[str, Proof]) -> ExportError | None:
+        """The first file that does not predict what its net predicts."""
+        for name, proof in files.items():
+            try:
+                require_agreement(name, proof)
+            except ExportError as error:
+                self.warn(str(error))
+                return error
+        return None
+
+    def remark(self, trail: Sequence[Finished], proofs: Sequence[Proof], rows: Sequence[Row], trained: bool) -> None:
+        """Gather what stages, files and figures have to say that a user should hear."""
+        for result in trail:
+            for text in result.warnings:
+                self.warn(f"{result.stage}: {text}")
+            self.notes += [f"{result.stage}: {text}" for text in result.notes]
+        for text in dict.fromkeys(warning for proof in proofs for warning in proof.warnings):
+            self.warn(text)
+        by_name = {row.net: row for row in rows}
+        teacher, baseline = by_name.get("teacher"), by_name["baseline"]
+        if trained and teacher and teacher.top1_onnx <= baseline.top1_onnx:
+            self.warn(
+                f"the teacher ({teacher.top1_onnx:.1f} %) is no better than the baseline "
+                f"({baseline.top1_onnx:.1f} %), so there is little to learn from it"
+            )
+        if any(proof.int8 for proof in proofs) and not has_vnni(cpu_flags()):
+            self.warn(
+                "this CPU has no VNNI or dot-product instructions: int8 is slow here and products may saturate, so "
+                "measure accuracy and latency again on the device"
+            )
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.tell({"event": "warning", "text": text})
+
+    def has_weights(self) -> bool:
+        teacher = self.pipeline.teacher
+        return self.pipeline.student.weights is not None or bool(teacher and teacher.model.weights)
+
+    def environment(self) -> dict[str, Any]:
+        return environment() | {
+            "seed": self.pipeline.seed,
+            "pipeline_hash": self.pipeline.key,
+            "data_fingerprint": self.data.fingerprint,
+        }
+
+    def about_data(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "name": self.pipeline.data.name,
+            "classes": data.classes,
+            "class_names": list(data.class_names),
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "image": list(data.image),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        }
+
+
+def unique_names(trail: Sequence[Finished]) -> list[str]:
+    """A name for each net, the stage's, numbered from the second of a kind on."""
+    names: list[str] = []
+    for i, result in enumerate(trail):
+        count = 1 + sum(earlier.stage == result.stage for earlier in trail[:i])
+        names.append(result.stage if count == 1 else f"{result.stage}-{count}")
+    return names
+
+
+def changed_layers(net: Net) -> tuple[Layer, ...]:
+    """Output channels of every convolution in the architecture and in the net, where any differ."""
+    dense = build(net.spec.model_copy(update={"edits": ()})).module
+    now = {name: m.out_channels for name, m in net.module.named_modules() if isinstance(m, nn.Conv2d)}
+    layers = [
+        Layer(name, conv.out_channels, now[name])
+        for name, conv in dense.named_modules()
+        if isinstance(conv, nn.Conv2d) and name in now
+    ]
+    return tuple(layers) if any(layer.before != layer.after for layer in layers) else ()
+
+
+def _ending(net: Net) -> str:
+    return "int8.onnx" if net.int8 else "onnx"

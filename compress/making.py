@@ -1,0 +1,201 @@
+"""The nets of a run: each made, or taken over where a finished one has the same key."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import __version__, kept
+from compress.config import as_named, fingerprint, near
+from compress.data import Data
+from compress.errors import ArtifactError, ConfigError
+from compress.events import Event, Listener
+from compress.kept import Finished
+from compress.net import Net, build, probe
+from compress.pipeline import Model, Pipeline
+from compress.preflight import spec_of
+from compress.stages import Distill, Env, Stage, Train
+from compress.train import Training
+from compress.weights import is_file, load_weights
+
+
+@dataclass
+class Maker:
+    """Makes a pipeline's nets in a run folder; `warnings` gathers what went wrong without stopping it.
+
+    A net's key is a hash of all that determines it: versions, data, seed, plugins' code, the model with its weights'
+    content, the stage, the key of the net before, and the teacher's where a loss listens to it. A stage's randomness
+    comes from its key, so a resumed run and a fresh one are the same.
+    """
+
+    pipeline: Pipeline
+    data: Data
+    out: Path
+    device: torch.device
+    tell: Listener
+    plugins: Sequence[Path] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        pipeline = self.pipeline
+        code = [file.read_text() for file in self.plugins]
+        root = fingerprint(__version__, torch.__version__, self.data.fingerprint, pipeline.seed, code)
+        self.teacher_key = ""
+        if pipeline.teacher is not None:
+            training = _dump(pipeline.teacher.training)
+            self.teacher_key = fingerprint(root, "teacher", model_key(pipeline.teacher.model), training)
+        self.start_key = fingerprint(root, "student", model_key(pipeline.student))
+        self.baseline_key = fingerprint(self.start_key, "baseline", _dump(pipeline.baseline.training))
+
+    @property
+    def distills_first(self) -> bool:
+        """Whether the first stage starts from the student as given; any other starts from the baseline."""
+        return isinstance(self.pipeline.stages[0], Distill)
+
+    def keys(self) -> list[str]:
+        """One key a stage."""
+        key, found = self.start_key if self.distills_first else self.baseline_key, []
+        for stage in self.pipeline.stages:
+            taught = any(loss.needs_teacher for loss in stage.losses or ())
+            key = fingerprint(key, as_named(stage), self.teacher_key if taught else None)
+            found.append(key)
+        return found
+
+    def folders(self) -> dict[str, Path]:
+        """The folder of every net of this run, by `teacher`, `baseline` and `<n>-<stage>`, in order."""
+        keys = {"teacher": self.teacher_key} if self.pipeline.teacher else {}
+        keys["baseline"] = self.baseline_key
+        for i, (stage, key) in enumerate(zip(self.pipeline.stages, self.keys(), strict=True)):
+            keys[f"{i}-{stage.name}"] = key
+        return {label: self.out / "stages" / f"{label}-{key}" for label, key in keys.items()}
+
+    def forget(self, start_from: str) -> None:
+        """Throw away a stage's result and those of all that depend on it; raises ConfigError for an unknown name."""
+        folders = self.folders()
+        label = next((x for x in folders if start_from in (x, x.split("-")[0], x.split("-", 1)[-1])), None)
+        if label is None:
+            names = [x.split("-", 1)[-1] for x in folders]
+            raise ConfigError(f"--from {start_from}: no such stage in this pipeline.{near(start_from, names)}")
+        later = [*folders][[*folders].index(label) :]
+        if label == "teacher":
+            later.remove("baseline")  # which never saw the teacher
+        elif label == "baseline" and self.distills_first:
+            later = [label]
+        for gone in later:
+            shutil.rmtree(folders[gone], ignore_errors=True)
+
+    def all_there(self) -> bool:
+        """Whether nothing is left to be made."""
+        return all(folder.is_dir() for folder in self.folders().values())
+
+    def trail(self) -> list[Finished]:
+        """The teacher if there is one, the baseline, and one net a stage."""
+        pipeline, folders = self.pipeline, self.folders()
+        made, teacher = [], None
+        if pipeline.teacher is not None:
+            make = partial(self.alone, pipeline.teacher.model, pipeline.teacher.training)
+            teacher = self.finished_or("teacher", folders["teacher"], make, self.teacher_key, None)
+            made.append(teacher)
+        make = partial(self.alone, pipeline.student, pipeline.baseline.training)
+        made.append(self.finished_or("baseline", folders["baseline"], make, self.baseline_key, None))
+        before = None if self.distills_first else made[-1].net
+        for i, (stage, key) in enumerate(zip(pipeline.stages, self.keys(), strict=True)):
+            make = partial(self.staged, stage, before)
+            made.append(self.finished_or(stage.name, folders[f"{i}-{stage.name}"], make, key, teacher))
+            before = made[-1].net
+        return made
+
+    def staged(self, stage: Stage, before: Net | None, env: Env) -> Net:
+        """What a stage makes of the net before it, or of the student as given."""
+        if before is None:
+            # The baseline is built from the same weights and has said what there is to say of them.
+            before = self.fresh(self.pipeline.student, lambda _: None)
+        return stage(before, env)
+
+    def alone(self, model: Model, training: Training | None, env: Env) -> Net:
+        """The teacher or the baseline: trained without a teacher, or left as its weights are."""
+        net = self.fresh(model, env.warn)
+        if training is None:
+            return replace(net, module=net.module.eval())
+        return Train(training=training)(net, env)
+
+    def fresh(self, model: Model, warn: Callable[[str], None]) -> Net:
+        """A model's net as given: built from the seed, its weights loaded if it has any."""
+        net = build(spec_of(model, self.data), self.pipeline.seed)
+        probe(net)
+        if model.weights is not None:
+            for remark in load_weights(net.module, model.architecture.name, model.weights, keep_head=model.keep_head):
+                warn(remark)
+        return net
+
+    def finished_or(
+        self, stage: str, folder: Path, make: Callable[[Env], Net], key: str, teacher: Finished | None
+    ) -> Finished:
+        """The kept result of a stage, or a new one, kept."""
+        try:
+            result = kept.load(folder)
+        except ArtifactError as error:
+            self.warnings.append(f"{error}; it was run again")
+            self.tell({"event": "warning", "text": self.warnings[-1]})
+            result = None
+        if result is not None:
+            self.tell({"event": "unchanged", "stage": stage, "folder": folder.name})
+            return result
+        self.tell({"event": "stage", "stage": stage, "folder": folder.name, "time": time.time()})
+        unfinished = kept.start(folder)
+        try:
+            result = self.made(stage, folder, unfinished, make, key, teacher)
+            kept.finish(unfinished, result)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        self.tell({"event": "stage finished", "stage": stage, "seconds": result.seconds, "time": time.time()})
+        return result
+
+    def made(
+        self, stage: str, folder: Path, unfinished: Path, make: Callable[[Env], Net], key: str, teacher: Finished | None
+    ) -> Finished:
+        """Run a stage, its curve written to `unfinished` epoch by epoch."""
+        notes: list[str] = []
+        warnings: list[str] = []
+        beside: dict[str, Net] = {}
+        curve = unfinished / "train.jsonl"
+
+        def listen(event: Event) -> None:
+            self.tell(event)
+            if event["event"] == "epoch":
+                with curve.open("a") as file:
+                    file.write(json.dumps({k: v for k, v in event.items() if k != "event"}) + "\n")
+
+        env = Env(
+            data=self.data,
+            teachers=(teacher.net,) if teacher is not None else (),
+            device=self.device,
+            seed=int(key, 16) % 2**31,
+            stage=stage,
+            emit=listen,
+            note=notes.append,
+            warn=warnings.append,
+            beside=beside.__setitem__,
+        )
+        began = time.perf_counter()
+        net = make(env)
+        seconds = time.perf_counter() - began
+        return Finished(stage, key, folder, net, seconds, beside, tuple(notes), tuple(warnings), kept.read_curve(curve))
+
+
+def model_key(model: Model) -> str:
+    """Changes with the architecture and with the content of the weights."""
+    path = Path(model.weights) if model.weights and is_file(model.weights) else None
+    content = fingerprint(path.read_bytes().hex()) if path and path.is_file() else None
+    return fingerprint(model.written(), content)
+
+
+def _dump(training: Training | None) -> Any:
+    return None if training is None else training.model_dump(mode="json")

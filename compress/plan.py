@@ -1,0 +1,148 @@
+"""What a run would do and cost, without training: `compress show`."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from compress.console import clock
+from compress.data import Data, MissingData
+from compress.edits.macs import count_macs
+from compress.net import Net
+from compress.pipeline import Pipeline
+from compress.preflight import stand_in, untrained
+from compress.smoke import made_up
+from compress.stages import Env
+from compress.train import Training, batch_size_for
+
+IMAGES = 16
+# Images in the training and test split of data that are known without being there.
+KNOWN = {"cifar10": (45_000, 10_000), "cifar100": (45_000, 10_000)}
+REPORT_BYTES = 6_000_000
+BACKWARD = 2.0  # a backward pass costs about two forward passes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One net of the plan: parameters, MACs for one image, bytes of its ONNX file, and seconds to make it.
+
+    `epochs` is None where nothing is to be trained, `seconds` where the number of images is not known.
+    """
+
+    net: str
+    params: int
+    macs: int
+    bytes: int
+    epochs: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved pipeline with its costs; `remarks` say what was assumed."""
+
+    name: str
+    data: str
+    steps: tuple[Step, ...]
+    disk_bytes: int
+    remarks: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Time for all stages, None where it is not known."""
+        known = [step.seconds for step in self.steps]
+        return None if None in known else sum(s for s in known if s is not None)
+
+
+def plan(pipeline: Pipeline) -> Plan:
+    """Build and cut every net untrained, time a forward pass of each on this CPU, and add up.
+
+    Raises what a run would for data that are broken and nets that cannot be built; missing data are stood in for.
+    """
+    data, images, remarks = look_at_data(pipeline)
+    few = data.smaller(IMAGES)
+    teacher = stand_in(pipeline.teacher.model, data, pipeline.seed) if pipeline.teacher else None
+    student = stand_in(pipeline.student, data, pipeline.seed)
+    lesson = forward_seconds(teacher) if teacher else 0.0
+    steps = []
+    if teacher and pipeline.teacher:
+        steps.append(step("teacher", teacher, pipeline.teacher.training, images, lesson, 0.0))
+    own = forward_seconds(student)
+    steps.append(step("baseline", student, pipeline.baseline.training, images, own, 0.0))
+    net = student
+    for stage in pipeline.stages:
+        taught = any(loss.needs_teacher for loss in stage.losses or ())
+        env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
+        net = untrained(stage)(net, env)
+        steps.append(step(stage.name, net, stage.training, images, forward_seconds(net), lesson if taught else 0.0))
+    # Weights are kept in float32 beside each file.
+    disk = sum(4 * s.params + s.bytes for s in steps) + REPORT_BYTES
+    return Plan(pipeline.name, describe(pipeline, data, images), tuple(steps), disk, tuple(remarks))
+
+
+def look_at_data(pipeline: Pipeline) -> tuple[Data, int | None, list[str]]:
+    """The data or a stand-in, the number of training images if known, and what was assumed."""
+    try:
+        found = pipeline.data(pipeline.seed)
+    except MissingData as error:
+        images = KNOWN.get(pipeline.data.name, (None, None))[0]
+        return (
+            made_up(pipeline, IMAGES),
+            images,
+            [f"the data are missing ({error}); sizes below are for stand-ins"],
+        )
+    return found, len(found.train), list(found.warnings)
+
+
+def describe(pipeline: Pipeline, data: Data, images: int | None) -> str:
+    """The data in one line."""
+    size = "×".join(map(str, data.image))
+    count = "an unknown number of" if images is None else f"{images:,}"
+    return f"{pipeline.data.name}: {count} training images of {size}, {data.classes} classes"
+
+
+def step(name: str, net: Net, training: Training | None, images: int | None, own: float, lesson: float) -> Step:
+    """A line of the plan; `own` and `lesson` are seconds a forward pass takes for one image, the net's and its teacher's."""
+    epochs = training.epochs if training else None
+    seconds: float | None = 0.0
+    if training and training.epochs:
+        seconds = None
+        if images is not None:
+            size = batch_size_for(images, training.batch_size)
+            seconds = training.epochs * (images // size) * size * (own * (1 + BACKWARD) + lesson)
+    return Step(name, net.params, macs_of(net), net.params * (1 if net.int8 else 4), epochs, seconds)
+
+
+def macs_of(net: Net) -> int:
+    """Multiply-accumulates for one image."""
+    return count_macs(net.module, net.example(1))
+
+
+def forward_seconds(net: Net, batch: int = 8) -> float:
+    """Seconds a forward pass takes for one image here, the quicker of two tries after a first."""
+    images, taken = net.example(batch), []
+    with torch.no_grad():
+        for _ in range(3):
+            began = time.perf_counter()
+            net.module(images)
+            taken.append(time.perf_counter() - began)
+    return min(taken[1:]) / batch
+
+
+def render(plan: Plan) -> str:
+    """The plan as text."""
+    lines = [
+        f"{plan.name}",
+        f"data  {plan.data}",
+        "",
+        f"{'net':12} {'epochs':>7} {'parameters':>12} {'MMAC':>10} {'file kB':>9}  time",
+    ]
+    for each in plan.steps:
+        epochs = "–" if each.epochs is None else str(each.epochs)
+        took = "unknown" if each.seconds is None else clock(each.seconds)
+        lines.append(
+            f"{each.net:12} {epochs:>7} {each.params:12,} {each.macs / 1e6:10.2f} {each.bytes / 1000:9,.0f}  about {took}"
+        )
+    total = "unknown until the data are there" if plan.seconds is None else f"about {clock(plan.seconds)} on this CPU"
+    lines += ["", f"time  {total}", f"disk  about {plan.disk_bytes / 1e6:,.0f} MB"]
+    return "\n".join([*lines, *(f"note  {remark}" for remark in plan.remarks)])

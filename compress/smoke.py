@@ -1,0 +1,72 @@
+"""The same flow in seconds: a handful of images, one epoch a stage, nothing downloaded."""
+
+from typing import Any
+
+from compress.data import Data, MissingData
+from compress.data.synthetic import Synthetic
+from compress.pipeline import Budget, Model, Pipeline
+from compress.train import Training
+from compress.weights import is_file
+
+IMAGES = 64
+BATCH = 16
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
+    """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; adds what it says to `warnings`."""
+    stages = tuple(s.model_copy(update={"training": brief(s.training)}) for s in pipeline.stages)  # type: ignore[attr-defined]
+    update: dict[str, Any] = {
+        "stages": stages,
+        "student": without_download(pipeline.student, warnings),
+        "budget": Budget(),
+        "benchmark": pipeline.benchmark.model_copy(update={"rounds": 3}),
+    }
+    if pipeline.baseline.training is not None:
+        update["baseline"] = pipeline.baseline.model_copy(update={"training": brief(pipeline.baseline.training)})
+    if pipeline.teacher is not None:
+        training = pipeline.teacher.training and brief(pipeline.teacher.training)
+        model = without_download(pipeline.teacher.model, warnings)
+        update["teacher"] = pipeline.teacher.model_copy(update={"model": model, "training": training})
+    warnings.append("this is a smoke run: a handful of images, one epoch a stage; its figures mean nothing")
+    return pipeline.model_copy(update=update)
+
+
+def brief(training: Training) -> Training:
+    """At most one epoch of small batches."""
+    return training.model_copy(
+        update={
+            "epochs": min(training.epochs, 1),
+            "batch_size": min(training.batch_size, BATCH),
+            "milestones": training.milestones and (1,),
+            "warmup": min(training.warmup, 0.5),
+        }
+    )
+
+
+def without_download(model: Model, warnings: list[str]) -> Model:
+    """The model with random weights where its own would have to be downloaded."""
+    if model.weights is None or is_file(model.weights):
+        return model
+    warnings.append(f"random weights stand in for {model.architecture.name}'s {model.weights}")
+    return model.model_copy(update={"weights": None})
+
+
+def few_images(pipeline: Pipeline, warnings: list[str]) -> Data:
+    """A handful of the pipeline's images, or made-up ones where they are missing."""
+    try:
+        return pipeline.data(pipeline.seed).smaller(IMAGES)
+    except MissingData as error:
+        warnings.append(f"made-up images stand in for the data, which are missing: {error}")
+    return made_up(pipeline, IMAGES)
+
+
+def made_up(pipeline: Pipeline, samples: int) -> Data:
+    """Images to stand in for data that are not there: as many classes and pixels, at most `samples` of them a split.
+
+    Where the number of classes is not known, 10.
+    """
+    given: Any = pipeline.data
+    classes = len(given.class_names or ()) or CLASSES.get(given.name, 10)
+    made = Synthetic(size=given.size, channels=given.channels, classes=classes, samples=max(classes, samples))
+    return made(pipeline.seed).smaller(samples)
