@@ -174,7 +174,11 @@ class Conclusion:
         return self.pipeline.student.weights is not None or bool(teacher and teacher.model.weights)
 
     def environment(self) -> dict[str, Any]:
-        return environment() | {
+        found = environment()
+        return found | {
+            # What latency was measured with; training may use more.
+            "threads": self.pipeline.benchmark.threads,
+            "training_threads": found["threads"],
             "seed": self.pipeline.seed,
             "pipeline_hash": self.pipeline.key,
             "data_fingerprint": self.data.fingerprint,
@@ -188,8 +192,8 @@ class Conclusion:
             "class_names": list(data.class_names),
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             "image": list(data.image),
-            "mean": list(data.mean),
-            "std": list(data.std),
+            "mean": [round(value, 6) for value in data.mean],
+            "std": [round(value, 6) for value in data.std],
         }
 
 

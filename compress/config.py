@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -24,22 +24,27 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 class Config(BaseModel):
     """Frozen, typed and strict about unknown keys, for which it suggests the nearest known one.
 
-    A YAML file picks one by its class's `name`, as `name` or `{name: {field: value}}`.
+    A YAML file picks one by its class's `name`, as `name` or `{name: {field: value}}`. `also` are keys that a file may
+    give besides the fields; a class that has some turns them into fields in a validator of its own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    # Numbers become text where text is wanted, because `class_names: [0, 1]` is how anyone would write it.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), coerce_numbers_to_str=True
+    )
+    also: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="wrap")
     @classmethod
     def _suggest_keys(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(raw, Mapping):
             return handler(raw)
-        unknown = [key for key in raw if key not in cls.model_fields]
-        if not unknown:
+        known = [*cls.model_fields, *cls.also]
+        problems = [no_such_key((str(key),), key, known) for key in raw if key not in known]
+        if not problems:
             return handler(raw)
-        problems = [_problem((str(key),), f"no such key.{near(key, cls.model_fields)}", key) for key in unknown]
         try:
-            handler({key: value for key, value in raw.items() if key in cls.model_fields})
+            handler({key: value for key, value in raw.items() if key in known})
         except ValidationError as error:
             problems += relocated(error, ())
         raise ValidationError.from_exception_data(cls.__name__, problems)
@@ -62,7 +67,7 @@ class OneOf:
             case dict() if len(raw) == 1:
                 ((name, fields),) = raw.items()
             case _:
-                raise PydanticCustomError("one_of", "should be a name, or one `name: {{key: value}}`")
+                raise PydanticCustomError("one_of", "should be a name, or one `name: {key: value}`")
         if name not in self.table:
             raise PydanticCustomError("one_of", f"no {name!r} here.{near(name, self.table)}")
         try:
@@ -111,9 +116,14 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def no_such_key(where: tuple[str | int, ...], key: object, known: Iterable[str]) -> InitErrorDetails:
+    """The problem of an unknown key, with the nearest known one."""
+    return _problem(where, f"no such key.{near(key, known)}", key)
+
+
 def _problem(where: tuple[str | int, ...], message: str, value: object) -> InitErrorDetails:
     # A template without context is shown as it is, so braces in a user's name are harmless.
-    return InitErrorDetails(type=PydanticCustomError("config", message), loc=where, input=value)  # type: ignore[arg-type]
+    return InitErrorDetails(type=PydanticCustomError("config", message), loc=where, input=value)
 
 
 def _plain(message: str, value: object, kind: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.config import Config, OneOf, described, fingerprint
 from compress.edits import EDITS, Edit
+from compress.edits.graph import evaluating
 from compress.edits.quantizers import activation_quantizers
 from compress.errors import ArtifactError, ModelError
 from compress.models import MODELS, Architecture
@@ -82,18 +83,15 @@ def build(spec: Spec, seed: int | None = None) -> Net:
 
 def probe(net: Net) -> None:
     """See that the network takes its images and gives one logit a class; raises ModelError."""
-    module, name = net.module, net.spec.architecture.name
-    was_training = module.training
+    name = net.spec.architecture.name
     try:
-        with torch.no_grad():
-            logits = module.eval()(net.example())
+        with evaluating(net.module), torch.no_grad():
+            logits = net.module(net.example())
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"{name} cannot take images {net.spec.image}: {first}. Choose another data `size` or model"
         ) from error
-    finally:
-        module.train(was_training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, net.spec.classes):
         raise ModelError(f"{name} gives {shape} for a batch of 2 where (2, {net.spec.classes}) logits are needed")

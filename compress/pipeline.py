@@ -1,23 +1,24 @@
 """The pipeline file, as types: reading it, overriding parts of it, writing it back fully resolved."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
-from compress.config import Config, OneOf, as_named, described, fingerprint, near
+from compress.config import Config, OneOf, as_named, described, fingerprint, no_such_key, relocated
 from compress.data import DATASETS, Dataset
-from compress.errors import CompressError, ConfigError, ModelError
+from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export
 from compress.losses import CrossEntropy, Loss
 from compress.models import MODELS, Architecture
 from compress.stages import STAGES, Distill, Quantize, Stage
 from compress.train import Training
 from compress.weights import PublishedPreprocessing, is_file, preprocessing, published
+from compress.yamlfile import apply_override, parse_yaml
 
 OUTSIDE = ("weights", "keep_head")
 
@@ -34,23 +35,29 @@ class Model(Config):
 
     @classmethod
     def parse(cls, raw: object) -> "Model":
-        """Turn `name` or `{name: {field: value}}` into a model."""
+        """Turn `name` or `{name: {field: value}}` into a model; raises ValidationError with all that is wrong."""
         if isinstance(raw, Model):
             return raw
-        inner: dict[str, Any] = {}
+        outside: dict[str, Any] = {}
+        problems: list[InitErrorDetails] = []
         if isinstance(raw, dict) and len(raw) == 1:
             ((name, fields),) = raw.items()
-            if isinstance(fields, dict):
-                known = MODELS[name].model_fields if name in MODELS else None  # type: ignore[attr-defined]
-                wrong = [] if known is None else [key for key in fields if key not in known and key not in OUTSIDE]
-                if wrong:
-                    raise _errors(
-                        name,
-                        [((name, str(key)), f"no such key.{near(key, [*(known or ()), *OUTSIDE])}") for key in wrong],
-                    )
-                inner = {key: fields[key] for key in OUTSIDE if key in fields}
-                raw = {name: {key: value for key, value in fields.items() if key not in OUTSIDE}}
-        return cls.model_validate({"architecture": raw, **inner})
+            if isinstance(fields, dict) and name in MODELS:
+                known = [*MODELS[name].model_fields, *OUTSIDE]  # type: ignore[attr-defined]
+                # Said here, because the architecture does not know of the two keys that it might suggest.
+                problems = [no_such_key((name, str(key)), key, known) for key in fields if key not in known]
+                outside = {key: fields[key] for key in OUTSIDE if key in fields}
+                raw = {name: {key: value for key, value in fields.items() if key in known and key not in OUTSIDE}}
+        try:
+            model = cls.model_validate({"architecture": raw, **outside})
+        except ValidationError as error:
+            # `architecture` is our word for it and stands in no file.
+            for problem in relocated(error, ()):
+                where = problem["loc"]
+                problems.append(problem | {"loc": where[1:] if where[0] == "architecture" else (name, *where)})
+        if problems:
+            raise ValidationError.from_exception_data("model", problems)
+        return model
 
     def written(self) -> dict[str, Any]:
         """The inverse of `parse`."""
@@ -66,20 +73,17 @@ class Model(Config):
 class _AsModel:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(Model.written)
+            Model.parse, serialization=core_schema.plain_serializer_function_ser_schema(Model.written)
         )
-
-    def parse(self, raw: object) -> Model:
-        try:
-            return Model.parse(raw)
-        except ValidationError as error:
-            # `architecture` is our word for it, not the file's.
-            lines = [(tuple(p for p in e["loc"] if p != "architecture"), e["msg"]) for e in error.errors()]
-            raise _errors("model", lines) from None
 
 
 class Teacher(Config):
-    """The net that teaches: trained first, or loaded. Left untrained where it has weights and no `training`."""
+    """The net that teaches: trained first, or loaded. Left untrained where it has weights and no `training`.
+
+    A file may give the model's name alone, and `weights` and `keep_head` beside `model` or among the model's own keys.
+    """
+
+    also: ClassVar[tuple[str, ...]] = OUTSIDE
 
     model: Annotated[Model, _AsModel()]
     training: Training | None = None
@@ -89,16 +93,20 @@ class Teacher(Config):
     def _short(cls, raw: Any) -> Any:
         if isinstance(raw, str):
             return {"model": raw}
-        if isinstance(raw, dict) and any(key in raw for key in OUTSIDE):
-            # `weights` may stand beside `model`, where the file's reader looks for it first.
-            model = raw.get("model")
-            named = {model: {}} if isinstance(model, str) else model
-            if isinstance(named, dict) and len(named) == 1:
-                ((name, fields),) = named.items()
-                outside = {key: raw[key] for key in OUTSIDE if key in raw}
-                rest = {key: value for key, value in raw.items() if key not in OUTSIDE}
-                return rest | {"model": {name: dict(fields or {}) | outside}}
-        return raw
+        if not isinstance(raw, dict):
+            return raw
+        outside = {key: raw[key] for key in OUTSIDE if key in raw}
+        rest = {key: value for key, value in raw.items() if key not in OUTSIDE}
+        model = rest.get("model")
+        named = {model: None} if isinstance(model, str) else model
+        if outside and isinstance(named, dict) and len(named) == 1:
+            ((name, fields),) = named.items()
+            if isinstance(fields, dict | None):
+                twice = next((key for key in outside if key in (fields or {})), None)
+                if twice:
+                    raise ValueError(f"{twice} stands beside the model and among its keys; give it once")
+                rest["model"] = {name: (fields or {}) | outside}
+        return rest
 
 
 class Baseline(Config):
@@ -181,92 +189,6 @@ def parsed(raw: Mapping[str, Any], source: str) -> Pipeline:
     raise ConfigError("\n  ".join([f"{source} is not a pipeline:", *problems]))
 
 
-def parse_yaml(path: Path) -> Any:
-    """The content of a YAML file, duplicate keys refused; raises ConfigError with the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"no pipeline file {path}; `compress init` writes one to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as a text file: {error}") from error
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets pass."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one value in place, `stages.prune.keep_macs=0.4` or `stages.1.prune.keep_macs=0.4`; raises ConfigError.
-
-    In a list, a part of the path is a position or the name of the one item that has it.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override}: should read path.to.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-    node: Any = raw
-    *parents, last = path.split(".")
-    for part, following in zip(parents, path.split(".")[1:], strict=True):
-        node = _child(node, part, following, override)
-    if isinstance(node, list):
-        position = _position(node, last, override)
-        node[position] = {last: value} if not last.isdigit() else value
-    else:
-        node[last] = value
-
-
-def _child(node: Any, part: str, following: str, override: str) -> Any:
-    if isinstance(node, list):
-        position = _position(node, part, override)
-        if part.isdigit():
-            inside = node[position]
-            if isinstance(inside, str):
-                inside = node[position] = {inside: {}}
-            return inside
-        if isinstance(node[position], str):
-            node[position] = {part: {}}
-        node = node[position]
-    if node.get(part) is None:
-        node[part] = {}
-    if isinstance(node[part], str) and node[part] == following:
-        node[part] = {following: {}}  # `student: mobilenet_v2` and student.mobilenet_v2.width=0.5
-    if not isinstance(node[part], dict | list):
-        raise ConfigError(f"--set {override}: {part} is {node[part]!r}, which has no {following}")
-    return node[part]
-
-
-def _position(items: list[Any], part: str, override: str) -> int:
-    if part.isdigit():
-        if int(part) >= len(items):
-            raise ConfigError(f"--set {override}: there are {len(items)} items, counted from 0, and no {part}")
-        return int(part)
-    names = [item if isinstance(item, str) else next(iter(item), None) for item in items]
-    if names.count(part) != 1:
-        known = ", ".join(str(name) for name in names)
-        raise ConfigError(f"--set {override}: {part!r} names {names.count(part)} of the items {known}; use a position")
-    return names.index(part)
-
-
 def resolved(pipeline: Pipeline) -> Pipeline:
     """The pipeline with every default that depends on other parts filled in."""
     stages = tuple(
@@ -308,43 +230,34 @@ def _with_preprocessing(pipeline: Pipeline) -> Dataset:
         return pipeline.data  # weights that do not exist are reported with the other contradictions
     if found is None:
         return pipeline.data
-    given = pipeline.data.model_fields_set  # type: ignore[attr-defined]
-    brought = {
-        "mean": found.mean,
-        "std": found.std,
-        "resize": found.resize,
-        "interpolation": found.interpolation,
-    }
-    return pipeline.data.model_copy(update={k: v for k, v in brought.items() if k not in given})  # type: ignore[attr-defined,no-any-return]
+    data: Any = pipeline.data
+    if getattr(data, "channels", 3) == 1:
+        found = found.grey()
+    brought = {key: value for key, value in vars(found).items() if key in type(data).model_fields}
+    chosen: Dataset = data.model_copy(update={k: v for k, v in brought.items() if k not in data.model_fields_set})
+    return chosen
 
 
-def contradictions(pipeline: Pipeline) -> list[str]:
+def contradictions(pipeline: Pipeline) -> Iterator[str]:
     """What is well formed and cannot work, one line each."""
-    problems = [] if pipeline.stages else ["stages: should name at least one stage, such as `- distill`"]
+    if not pipeline.stages:
+        yield "stages: should name at least one stage, such as `- distill`"
+    quantized = False
     for i, stage in enumerate(pipeline.stages):
-        if stage.losses == ():
-            problems.append(f"stages.{i}.{stage.name}.losses: should name at least one loss, such as `- kd`")
         where = f"stages.{i}.{stage.name}"
+        if stage.losses == ():
+            yield f"{where}.losses: should name at least one loss, such as `- kd`"
         for loss in stage.losses or ():
             if loss.needs_teacher and pipeline.teacher is None:
-                problems.append(f"{where}.losses: {loss.name} needs a teacher; add `teacher: {{model: resnet50}}`")
-        earlier = pipeline.stages[:i]
-        if any(isinstance(s, Quantize) for s in earlier):
+                yield f"{where}.losses: {loss.name} needs a teacher; add `teacher: {{model: resnet50}}`"
+        if quantized:
             what = "quantized twice" if isinstance(stage, Quantize) else f"{stage.name} after quantize"
-            problems.append(f"{where}: {what} cannot work: rounding is fixed to the layers; put quantize last")
-    models = {"student": pipeline.student} | ({"teacher": pipeline.teacher.model} if pipeline.teacher else {})
+            yield f"{where}: {what} cannot work: rounding is fixed to the layers; put quantize last"
+        quantized = quantized or isinstance(stage, Quantize)
+    models = {"student": pipeline.student} | ({"teacher.model": pipeline.teacher.model} if pipeline.teacher else {})
     for role, model in models.items():
         if model.weights is not None and not is_file(model.weights):
             try:
                 published(model.architecture.name, model.weights)
-            except CompressError as error:
-                problems.append(f"{role}.weights: {error}")
-    return problems
-
-
-def _errors(title: str, lines: Sequence[tuple[tuple[str | int, ...], str]]) -> ValidationError:
-    details = [
-        InitErrorDetails(type=PydanticCustomError("config", message), loc=where, input=None)  # type: ignore[arg-type]
-        for where, message in lines
-    ]
-    return ValidationError.from_exception_data(title, details)
+            except ModelError as error:
+                yield f"{role}.{model.architecture.name}.weights: {error}"

@@ -153,8 +153,8 @@ def require_agreement(name: str, proof: Proof) -> None:
     differing = round(accuracy.samples * (1 - accuracy.agreement / 100))
     if accuracy.agreement < wanted and differing > 1:
         raise ExportError(
-            f"{proof.onnx} predicts another class than the PyTorch net {name} for {differing} of {accuracy.samples} test "
-            f"images ({accuracy.agreement:.1f} % agree, {wanted:g} % are needed): do not ship this file; "
+            f"{proof.onnx} predicts another class than the PyTorch net {name} for {differing} of {accuracy.samples} "
+            f"test images ({accuracy.agreement:.1f} % agree, {wanted:g} % are needed): do not ship this file; "
             "it and the predictions are kept for a look"
         )
 

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import (
 from compress.augment import Augment, augmented
 from compress.config import Config
 from compress.data.base import Data, Split
+from compress.edits.graph import evaluating
 from compress.errors import DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.losses.base import Batch, Loss, Outputs
@@ -44,13 +46,15 @@ class Training(Config):
     batch-norms; left out it is 0.05 for adamw and 5e-4 for sgd. `ema` keeps an exponential moving average of the
     weights with this decay, less in the first steps, and ends with it. `l1` weighs the sum of |w| over convolutions
     and linear layers; `dropout` replaces the probability of the net's dropout layers; `clip` bounds the
-    gradient's norm. `augment`: `auto` is `shift` for data that must not be mirrored, `shift_flip` for
-    small images, `crop_flip` (random resized crops) for images of 96 pixels and more; `affine` shifts, turns and scales.
+    gradient's norm. `momentum` is SGD's; `one_cycle` moves it, from 0.05 more down to 0.05 less while the rate rises
+    and back (for adamw β1 likewise, between 0.95 and 0.85). `augment`: `auto` is `shift` for data that must not be
+    mirrored, `shift_flip` for small images, `crop_flip` (random resized crops) for images of 96 pixels and more;
+    `affine` shifts, turns and scales.
     """
 
     name: ClassVar[str] = "training"
     epochs: Annotated[int, Field(ge=0, le=100_000)] = 30
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 0.003
     schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
@@ -121,13 +125,9 @@ def fit(
 
 def predict(module: nn.Module, data: Data, split: Split, device: torch.device, batch: int = 256) -> Tensor:
     """The net's logits for every image of a split, (n, classes) float32 on the CPU, in evaluation mode."""
-    was_training = module.training
-    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    try:
-        with torch.no_grad():
-            parts = [module(inputs).float().cpu() for inputs in inputs_of(data, split, device, batch)]
-    finally:
-        module.train(was_training)
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with evaluating(module), torch.no_grad():
+        parts = [module(inputs).float().cpu() for inputs in inputs_of(data, split, device, batch)]
     return torch.cat(parts) if parts else torch.zeros(0, data.classes)
 
 
@@ -163,14 +163,14 @@ class _Loop:
         self.schedule = schedule_for(self.optimizer, self.training, self.steps)
         self.average = copy.deepcopy(self.module).eval() if self.training.ema else None
         self.averaged = 0
-        if self.training.dropout is not None:
-            _set_dropout(self.module, self.training.dropout)
         began = time.perf_counter()
-        for epoch in range(self.training.epochs):
-            self.epoch(epoch, began)
-            if after_epoch is not None:
-                after_epoch(epoch)
+        with _dropout(self.module, self.training.dropout):
+            for epoch in range(self.training.epochs):
+                self.epoch(epoch, began)
+                if after_epoch is not None:
+                    after_epoch(epoch)
         if self.average is not None:
+            update_average(self.average, self.module, decay=1.0)  # what is not averaged may have changed since
             self.module.load_state_dict(self.average.state_dict())
         self.require_finite("after the last step")
 
@@ -182,7 +182,7 @@ class _Loop:
         order = torch.randperm(len(self.data.train), generator=random)[: self.steps * self.batch_size]
         loss_sum, hits = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         lr = self.optimizer.param_groups[0]["lr"]
-        for step, indices in enumerate(order.split(self.batch_size)):
+        for step, indices in enumerate(torch.split(order, self.batch_size)):
             loss, correct = self.step(
                 indices, epoch, random, look=self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0
             )
@@ -260,21 +260,29 @@ class _Loop:
         self, epoch: int, inputs: Tensor, taught: Sequence[Outputs], logits: Tensor, terms: Sequence[Tensor]
     ) -> str:
         """Name the first tensor that is not finite, in the order in which they come to be."""
-        named: list[tuple[str, Tensor]] = [*_state(self.module), ("the images", inputs)]
+        named: list[tuple[str, Tensor]] = [*_gradients(self.module), *self.module.named_parameters()]
+        named += [("the images", inputs)]
         named += [(f"teacher {i + 1}'s logits", o.logits) for i, o in enumerate(taught)]
-        named += [("the student's logits", logits)]
+        # Behind the images: batch-norm's running statistics take from the images what is wrong with them.
+        named += [*self.module.named_buffers(), ("the student's logits", logits)]
         named += [(f"the loss {loss.name}", term) for loss, term in zip(self.losses, terms, strict=True)]
-        return self.sentence(first_non_finite(named) or "the loss", f"in epoch {epoch + 1}")
+        return self.sentence(first_non_finite(named) or "the sum of the losses", f"in epoch {epoch + 1}")
 
     def require_finite(self, when: str) -> None:
-        bad = first_non_finite(_state(self.module))
+        module = self.module
+        bad = first_non_finite([*_gradients(module), *module.named_parameters(), *module.named_buffers()])
         if bad:
             raise TrainingError(self.sentence(bad, when))
 
     def sentence(self, bad: str, when: str) -> str:
+        advice = f"Lower training.lr (now {self.training.lr:g}) or set training.clip, for example to 1.0"
+        if bad == "the images":
+            advice = f"See that data.std (now {', '.join(f'{s:g}' for s in self.data.std)}) fits the images"
+        elif bad.startswith("teacher "):
+            advice = "Train this teacher again with a lower training.lr, or give it other weights"
         return (
-            f"stage {self.progress.stage}: {bad} is not finite {when}; nothing of this stage was saved. "
-            f"Lower training.lr (now {self.training.lr:g}) or set training.clip, for example to 1.0"
+            f"stage {self.progress.stage}: a value of {bad} is not finite {when}; nothing of this stage was saved. "
+            f"{advice}"
         )
 
 
@@ -282,12 +290,11 @@ def batch_size_for(images: int, wanted: int) -> int:
     """The batch size to use: as wanted, or all images where there are fewer.
 
     A last batch that is not full is left out of an epoch, so that batch-norm never sees a handful. Raises DataError
-    for one image or a batch of one, from which batch-norm cannot estimate a variance.
+    for a single image, from which batch-norm cannot estimate a variance.
     """
-    size = min(images, wanted)
-    if size < 2:
-        raise DataError(f"cannot train on batches of {size} image: give at least 2 training images and batch_size 2")
-    return size
+    if images < 2:
+        raise DataError("there is one training image, and batch-norm cannot learn from a single one; give at least 2")
+    return min(images, wanted)
 
 
 def optimizer_for(module: nn.Module, training: Training) -> Optimizer:
@@ -308,9 +315,7 @@ def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRSche
     total = max(training.epochs * steps, 1)
     warmup = min(round(training.warmup * steps), total - 1)
     if training.schedule == "one_cycle":
-        rising = min(warmup / total, 0.9) or 0.25
-        # One more than there are steps: a single step has no rise and fall.
-        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=rising)
+        return _one_cycle(optimizer, training, total, rising=min(warmup / total, 0.9) or 0.25)
     after: LRScheduler
     if training.schedule == "cosine":
         after = CosineAnnealingLR(optimizer, T_max=total - warmup)
@@ -322,6 +327,25 @@ def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRSche
         return after
     rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
     return SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def _one_cycle(optimizer: Optimizer, training: Training, total: int, rising: float) -> LRScheduler:
+    # One more than there are steps: a single step has no rise and fall.
+    if math.isclose(rising * (total + 1), 1):
+        rising *= 1.5  # torch divides by zero where the peak is the very first step
+    if training.optimizer != "sgd":
+        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=rising)
+    # Momentum falls while the rate rises: between 0.85 and 0.95, as in the paper, for a momentum of 0.9.
+    low, high = max(training.momentum - 0.05, 0.0), min(training.momentum + 0.05, (1 + training.momentum) / 2)
+    return OneCycleLR(
+        optimizer,
+        training.lr,
+        total_steps=total + 1,
+        pct_start=rising,
+        cycle_momentum=training.momentum > 0,
+        base_momentum=low,
+        max_momentum=high,
+    )
 
 
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
@@ -344,15 +368,22 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
-    gradients = [(f"{name}'s gradient", p.grad) for name, p in module.named_parameters() if p.grad is not None]
-    return [*module.named_parameters(), *module.named_buffers(), *gradients]
+def _gradients(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(f"{name}'s gradient", p.grad) for name, p in module.named_parameters() if p.grad is not None]
 
 
-def _set_dropout(module: nn.Module, probability: float) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Dropout | nn.Dropout2d):
-            layer.p = probability
+@contextmanager
+def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
+    """Another probability while training: a net rebuilt from its description has its architecture's own."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout | nn.Dropout2d)]
+    before = [layer.p for layer in layers]
+    try:
+        for layer in layers:
+            layer.p = layer.p if probability is None else probability
+        yield
+    finally:
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p
 
 
 def _l1(module: nn.Module) -> Tensor:
@@ -362,4 +393,4 @@ def _l1(module: nn.Module) -> Tensor:
 
 def _mixed(seed: int, epoch: int) -> int:
     # Distinct for all (seed, epoch) that occur, and within what torch takes as a seed.
-    return (seed * 1_000_003 + epoch * 2) % math.floor(2**62)
+    return (seed * 1_000_003 + epoch * 2) % 2**62

@@ -4,7 +4,7 @@ import pickle
 import urllib.error
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ class PublishedPreprocessing:
     std: tuple[float, ...]
     resize: str
     interpolation: str
+
+    def grey(self) -> "PublishedPreprocessing":
+        """The same for one channel that stands for all three: their means."""
+        return replace(self, mean=(sum(self.mean) / len(self.mean),), std=(sum(self.std) / len(self.std),))
 
 
 def is_file(weights: str) -> bool:

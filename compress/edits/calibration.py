@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.edits.graph import evaluating
 from compress.edits.quantizers import ACTIVATION_MAX, ActivationQuantizer, activation_quantizers
 
 BINS = 2048
@@ -24,7 +25,7 @@ def calibrate(module: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> Non
     are observed unrounded. Raises nothing: a constant zero gets a range without width, see `set_range`.
     """
     quantizers = dict(activation_quantizers(module))
-    extremes = {name: (0.0, 0.0) for name in quantizers}
+    extremes = dict.fromkeys(quantizers, (0.0, 0.0))
     histograms = {name: np.zeros(BINS) for name in quantizers}
 
     def see_extremes(name: str, x: Tensor) -> None:
@@ -71,14 +72,12 @@ def _observed(
     module: nn.Module, quantizers: dict[str, ActivationQuantizer], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Evaluation mode, rounding of activations off, `see` called with each quantizer's name and input."""
-    was_training = module.training
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: see(name, inputs[0])
 
     with ExitStack() as undo:
-        undo.callback(module.train, was_training)
-        module.eval()
+        undo.enter_context(evaluating(module))
         for name, quantizer in quantizers.items():
             handle: AbstractContextManager[Any] = quantizer.register_forward_pre_hook(hook(name))
             undo.enter_context(handle)

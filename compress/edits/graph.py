@@ -6,12 +6,14 @@ A traced network is a `torch.fx.GraphModule` whose layers keep the names they ha
 import copy
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import stochastic_depth
 
 from compress.errors import ModelError
 
@@ -27,24 +29,34 @@ class GlobalAveragePool(nn.Module):
         return F.adaptive_avg_pool2d(x, 1)
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while; afterwards every layer is in the mode that it was in."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
 def folded(module: nn.Module) -> fx.GraphModule:
     """Trace a network as it is used for inference: batch-norms folded into convolutions, dropout removed.
 
     Global average pooling in any spelling becomes a `GlobalAveragePool`. Weights are copied, the given module is
-    left as it was; the result is in evaluation mode. Folding is that of Jacob et al. 2018 (arXiv:1712.05877, sec. 3.2): w' = w·g/σ,
-    b' = (b - μ)·g/σ + β. Raises ModelError where the network cannot be traced, naming the reason.
+    left as it was; the result is in evaluation mode. Folding is that of Jacob et al. 2018 (arXiv:1712.05877,
+    sec. 3.2): w' = w·g/σ, b' = (b - μ)·g/σ + β. Raises ModelError where the network cannot be traced, with the reason.
     """
-    was_training = module.training
     try:
         # Tracing in inference mode takes the inference branch of layers that ask `self.training`.
-        traced = fx.symbolic_trace(module.eval())
-    except Exception as error:  # noqa: BLE001 - whatever a user's forward() raises while being traced
+        with evaluating(module):
+            traced = fx.symbolic_trace(module)
+    except Exception as error:  # whatever a user's forward() raises while being traced
         raise ModelError(
             f"{type(module).__name__} cannot be traced by torch.fx ({error}): its forward() must not branch on the "
             "values of tensors. Rewrite that part with tensor operations, or with a layer of torch.nn."
         ) from error
-    finally:
-        module.train(was_training)
     traced = _own_copy(traced).eval()
     _drop_dropout(traced)
     _fold_batchnorm(traced)
@@ -107,7 +119,7 @@ def _drop_dropout(traced: fx.GraphModule) -> None:
     for node, _ in calls(traced, *kinds):
         _bypass(traced, node)
     for node in list(traced.graph.nodes):
-        if does(node, {F.dropout, F.dropout2d}, set()) or "stochastic_depth" in str(node.target):
+        if does(node, {F.dropout, F.dropout2d, stochastic_depth}, set()):
             _bypass(traced, node)
 
 

@@ -83,7 +83,8 @@ class QuantizedConv2d(nn.Conv2d):
     def forward(self, x: Tensor, input_scale: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve (n, C, H, W); `input_scale` is the scale that `x` was rounded with."""
         weight, bias = rounded_parameters(self, input_scale)
-        return self._conv_forward(x, weight, bias)
+        output: Tensor = self._conv_forward(x, weight, bias)
+        return output
 
 
 class QuantizedLinear(nn.Linear):

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import ModelProto
 from onnxscript import optimizer
 from pydantic import Field
@@ -77,7 +78,11 @@ class Exporter:
             if not _fill(model, whole.state_dict()):
                 model = _exported(whole, example, self.config.opset)
             # Only now: it folds equal tensors into one and constants away, which depends on the values.
-            model = optimizer.optimize(model)
+            optimized: ModelProto = optimizer.optimize(model)
+        return self.finished(optimized, metadata)
+
+    def finished(self, model: ModelProto, metadata: Mapping[str, str]) -> ModelProto:
+        """The graph without the exporter's notes, with ours, checked."""
         _strip(model)
         _share_equal(model)
         # ONNX Runtime 1.17 refuses the exporter's 10 at opset 18, where nothing needs more than 8.
@@ -124,8 +129,9 @@ def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
                 module, (example,), dynamo=True, opset_version=opset, verbose=False, optimize=False,
                 input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - the exporter raises a dozen kinds
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+    except Exception as error:  # the exporter raises a dozen kinds
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise ExportError(f"torch.onnx cannot export this network at opset {opset}: {reason}") from error
     finally:
         logger.setLevel(level)
@@ -186,6 +192,9 @@ def _strip(model: ModelProto) -> None:
 class _WithPreprocessing(nn.Module):
     """Turns raw pixels, uint8 (n, H, W, C), into what the network was trained on, then runs it."""
 
+    factor: Tensor
+    offset: Tensor
+
     def __init__(self, module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.module = module
@@ -201,11 +210,14 @@ class _WithPreprocessing(nn.Module):
 class _GlobalAveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (x.shape[0], x.shape[1], 1, 1)
-        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=18)  # type: ignore[attr-defined,no-any-return]
+        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=18)
 
 
 class _Rounding(nn.Module):
     """QuantizeLinear and DequantizeLinear. Scale and zero point are rank 0: a vector of one does not load."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
@@ -213,19 +225,20 @@ class _Rounding(nn.Module):
         self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        symbolic = torch.onnx.ops.symbolic  # type: ignore[attr-defined]
-        q = symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, shape=x.shape, version=18)
-        return symbolic(  # type: ignore[no-any-return]
-            "DequantizeLinear",
-            (q, self.scale, self.zero_point),
-            dtype=torch.float32,
-            shape=x.shape,
-            version=18,
-        )
+        symbolic, grid = torch.onnx.ops.symbolic, (self.scale, self.zero_point)
+        q = symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape, version=18)
+        return symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape, version=18)
 
 
 class _IntegerLayer(nn.Module):
     """A convolution or linear layer whose weight and bias stand in the file as int8 and int32."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor
+    unit: Tensor
+    bias_zero_point: Tensor
 
     def __init__(self, layer: QuantizedLayer, input_scale: Tensor) -> None:
         super().__init__()
@@ -245,22 +258,27 @@ class _IntegerLayer(nn.Module):
         # A float bias is int8 only in the newest runtimes; an int32 one in all of them.
         bias = self.dequantized(self.bias, self.unit, self.bias_zero_point)
         if isinstance(self.layer, QuantizedConv2d):
-            return self.layer._conv_forward(x, weight, bias)
-        return nn.functional.linear(x, weight, bias)
+            output: Tensor = self.layer._conv_forward(x, weight, bias)
+            return output
+        return F.linear(x, weight, bias)
 
     def dequantized(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(  # type: ignore[attr-defined,no-any-return]
-            "DequantizeLinear", (whole, scale, zero_point), attrs={"axis": 0},
-            dtype=torch.float32, shape=whole.shape, version=18,
-        )  # fmt: skip
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear",
+            (whole, scale, zero_point),
+            attrs={"axis": 0},
+            dtype=torch.float32,
+            shape=whole.shape,
+            version=18,
+        )
 
 
 def _integer_form(module: nn.Module) -> torch.fx.GraphModule:
     ready = copy.deepcopy(module).eval().cpu()
     assert isinstance(ready, torch.fx.GraphModule)
     for node, layer in graph.calls(ready, QuantizedConv2d, QuantizedLinear):
-        scale = ready.get_buffer(str(node.args[1].target))
-        ready.set_submodule(str(node.target), _IntegerLayer(layer, scale))
+        _, scale = node.all_input_nodes
+        ready.set_submodule(str(node.target), _IntegerLayer(layer, ready.get_buffer(str(scale.target))))
     for name, quantizer in list(activation_quantizers(ready)):
         ready.set_submodule(name, _Rounding(quantizer))
     ready.recompile()

@@ -23,4 +23,5 @@ class CrossEntropy(Config):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+        assert batch.labels is not None, "cross_entropy needs labels"
         return self.weight * F.cross_entropy(batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing)

@@ -28,7 +28,7 @@ class KD(Config):
         terms = [
             F.kl_div(
                 student,
-                F.log_softmax(t.logits / self.temperature, dim=1),
+                F.log_softmax(t.logits.detach() / self.temperature, dim=1),
                 reduction="batchmean",
                 log_target=True,
             )

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from compress.errors import ModelError
@@ -60,7 +59,7 @@ def read_onnx(file: Path) -> ModelProto:
     try:
         model = onnx.load(file, load_external_data=False)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+    except Exception as error:  # protobuf's, the checker's and the file system's have no common base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it holds no graph"
         raise ModelError(f"{file} is not a valid ONNX file: {reason}") from error
     return model

@@ -31,7 +31,7 @@ def session(model: Path | bytes, threads: int = 1, optimized: Path | None = None
     try:
         source = model if isinstance(model, bytes) else str(model)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - the runtime's own exceptions share no base class but this
+    except Exception as error:  # the runtime's own exceptions share no base class but this
         name = "the exported graph" if isinstance(model, bytes) else str(model)
         raise ExportError(f"ONNX Runtime {ort.__version__} refuses {name}: {' '.join(str(error).split())}") from error
 

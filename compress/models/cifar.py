@@ -1,8 +1,9 @@
 """The two networks of the distillation literature's cross-architecture pair on 32-pixel images."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 
 from compress.config import Config
@@ -28,7 +29,7 @@ class MobileNetV2Cifar(Config):
     """
 
     name: ClassVar[str] = "mobilenet_v2_cifar"
-    width: float = 0.5
+    width: Annotated[float, Field(gt=0, le=8)] = 0.5
 
     def __call__(self, classes: int, image: tuple[int, int, int]) -> nn.Module:
         return _MobileNetV2(classes, image[0], self.width)
@@ -55,12 +56,12 @@ class ResNet50Cifar(Config):
 class _MobileNetV2(nn.Module):
     def __init__(self, classes: int, channels: int, width: float) -> None:
         super().__init__()
-        inputs = int(32 * width)
+        inputs = max(1, int(32 * width))
         self.stem = _conv(channels, inputs, kernel=3, stride=2)
         blocks = []
         for expansion, wanted, count, stride in SETTING:
             for i in range(count):
-                outputs = int(wanted * width)
+                outputs = max(1, int(wanted * width))
                 blocks.append(_InvertedResidual(inputs, outputs, stride if i == 0 else 1, expansion))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)

@@ -46,7 +46,8 @@ class Quantize(Config):
             quantized.module.eval()
             return quantized
         env.beside("ptq", Net(quantized.spec, copy.deepcopy(quantized.module).eval()))
-        ranges = _MovingRanges(quantized, batches, until=round(MOVING_PART * self.training.epochs))
+        moving = min(round(MOVING_PART * self.training.epochs), self.training.epochs - 1)
+        ranges = _MovingRanges(quantized, batches, until=moving)
         teach(quantized, env, self.training, self.losses or (CrossEntropy(),), after_epoch=ranges.after_epoch)
         return quantized
 
