@@ -8,7 +8,8 @@ from compress.pipeline import Budget, Model, Pipeline
 from compress.train import Training
 from compress.weights import is_file
 
-IMAGES = 64
+IMAGES, IMAGES_LARGE = 64, 32
+LARGE = 96  # pixels
 BATCH = 16
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -54,11 +55,13 @@ def without_download(model: Model, warnings: list[str]) -> Model:
 
 def few_images(pipeline: Pipeline, warnings: list[str]) -> Data:
     """A handful of the pipeline's images, or made-up ones where they are missing."""
+    given: Any = pipeline.data
+    count = IMAGES if given.size < LARGE else IMAGES_LARGE
     try:
-        return pipeline.data(pipeline.seed).smaller(IMAGES)
+        return pipeline.data(pipeline.seed).smaller(count)
     except MissingData as error:
         warnings.append(f"made-up images stand in for the data, which are missing: {error}")
-    return made_up(pipeline, IMAGES)
+    return made_up(pipeline, count)
 
 
 def made_up(pipeline: Pipeline, samples: int) -> Data:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +150,16 @@ def test_another_seed_gives_other_weights(whole: Outcome, tmp_path: Path) -> Non
     assert set(hashes(other.folder).values()).isdisjoint(hashes(whole.folder).values())
 
 
-def test_a_changed_stage_reruns_with_all_after_it_and_nothing_before(whole: Outcome) -> None:
+def test_a_changed_stage_reruns_with_all_after_it_and_nothing_before(whole: Outcome, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole.folder, folder)
     stages = raw_pipeline()["stages"]
     stages[1] = {"prune": stages[1]["prune"] | {"keep_macs": 0.7}}
-    run(tiny_pipeline(stages=stages, baseline={"training": baseline_as_it_is()}), whole.folder)
-    assert events(whole.folder, "unchanged") == ["teacher", "baseline", "distill"]
-    assert events(whole.folder, "stage") == ["prune", "quantize"]
-    run(tiny_pipeline(), whole.folder)
-    assert events(whole.folder, "stage") == []  # the first results were kept
+    run(tiny_pipeline(stages=stages, baseline={"training": baseline_as_it_is()}), folder)
+    assert events(folder, "unchanged") == ["teacher", "baseline", "distill"]
+    assert events(folder, "stage") == ["prune", "quantize"]
+    run(tiny_pipeline(), folder)
+    assert events(folder, "stage") == []  # the first results were kept
 
 
 def baseline_as_it_is() -> Any:
