@@ -1,13 +1,12 @@
 """The command line: one function a verb. Heavy modules are imported inside, so that --help answers at once."""
 
-import errno
+import io
 import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from compress import __version__
@@ -15,8 +14,7 @@ from compress.errors import CompressError, ConfigError, ResourceError
 
 app = typer.Typer(
     name="compress",
-    help="One YAML file, one command: a big image classifier becomes a small, fast, proven one.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -33,8 +31,6 @@ Plugins = Annotated[
     ),
 ]
 DEBUG_HELP = "Show the traceback of an error."
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _version(wanted: bool) -> None:
@@ -45,12 +41,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Distil, prune, quantize, export and measure image classifiers."""
+    """One YAML file, one command: a big image classifier becomes a small, fast, proven one."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ConfigError.exit_code)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def run(
         raise ConfigError(f"--device {device}: should be auto, cpu or cuda")
     loaded = _read(pipeline, overrides, plugin)
     from compress import runner
-    from compress.console import Screen
+    from compress.console import Screen, show_rows
     from compress.report import wording
 
     folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
@@ -80,7 +80,7 @@ def run(
             loaded, folder, device=device, start_from=start_from, smoke=smoke, plugins=plugin, emit=screen,
             command=_command(pipeline, overrides, plugin, smoke),
         )  # fmt: skip
-    _show_rows(outcome.report)
+    show_rows(outcome.report)
     typer.echo(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
     typer.echo(f"report: {outcome.folder / 'report.html'}")
     if outcome.failure is not None:
@@ -102,15 +102,23 @@ def validate(
 ) -> None:
     """Report every error of pipeline files at once, without training."""
     _plugins(plugin)
-    problems = []
+    from compress.pipeline import read
+    from compress.rehearsal import objections
+
+    problems: list[CompressError] = []
     for path in pipelines:
         try:
-            _read(path, overrides, [])
-            typer.echo(f"{path}: ok")
+            found = list(objections(read(path, overrides)))
         except ConfigError as error:
-            problems.append(str(error))
+            problems.append(error)
+            continue
+        if found:
+            lines = "\n  ".join(str(problem) for problem in found)
+            problems.append(type(found[0])(f"{path} cannot run:\n  {lines}"))
+        else:
+            typer.echo(f"{path}: ok")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise type(problems[0])("\n".join(map(str, problems)))
 
 
 @app.command()
@@ -176,11 +184,15 @@ def init(
     from importlib.resources import files
 
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if target.exists():
-        raise ConfigError(f"{target} is there already; choose another name, or delete it")
-    text = files("compress").joinpath("starters/starter.yaml").read_text().replace("NAME", target.stem, 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
+    text = files("compress").joinpath("starters/starter.yaml").read_text(encoding="utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text.replace("NAME", target.stem, 1))
+    except FileExistsError:
+        raise ConfigError(f"{target} is there already; choose another name, or delete it") from None
+    except OSError as error:
+        raise ResourceError(f"{target} cannot be written: {error.strerror}; choose another name") from error
     typer.echo(
         f"wrote {target}: edit it, then `compress run {target} --smoke` tries it, `compress run {target}` runs it"
     )
@@ -197,68 +209,52 @@ def doctor() -> None:
 
 def main() -> NoReturn:
     """Run the command line; prints one message for an error and exits with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in sys.argv
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no `×` should not end a run
+    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        # click's own handling would turn Ctrl-C into exit code 1 and our errors into tracebacks.
-        result = app(args=[a for a in sys.argv[1:] if a != "--debug"], standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
+        # Typer's own handling would turn our errors into tracebacks.
+        code = app(args=words, prog_name="compress", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except Exception as error:  # noqa: BLE001 - the last place that can say it in one sentence
-        if debug:
+        if "--debug" in sys.argv:
             traceback.print_exc()
         message, code = _explain(error)
         typer.echo(message, err=True)
         sys.exit(code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; finished stages are kept, the same command goes on from them", err=True)
-        sys.exit(130)
 
 
-def _terminate(*_: object) -> None:
-    typer.echo("terminated; finished stages are kept, the same command goes on from them", err=True)
-    sys.exit(143)
+def _stop(number: int, _: object) -> None:
+    kept = "; finished stages are kept, the same command goes on from them" if "run" in sys.argv else ""
+    typer.echo(f"{'interrupted' if number == signal.SIGINT else 'terminated'}{kept}", err=True)
+    sys.exit(128 + number)
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: BaseException) -> tuple[str, int]:
     """One message and the exit code for whatever went wrong."""
-    if isinstance(error, click.exceptions.Exit):
-        return "", error.exit_code
-    if isinstance(error, click.Abort):
-        return "interrupted; finished stages are kept, the same command goes on from them", 130
-    if isinstance(error, click.ClickException):
-        return f"error: {error.format_message()}", 2
-    if isinstance(error, CompressError):
-        return f"error: {error}", error.exit_code
-    known = _resource(error)
-    if known is not None:
-        return f"error: {known}", ResourceError.exit_code
-    return (
-        f"this is a bug of compress: {type(error).__name__}: {error}\n"
-        "--debug shows where; please report it with the pipeline file",
-        1,
-    )
+    # The classes of its usage errors are click's in some versions of typer and its own in others.
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        text = usage()
+        end = "" if text.endswith((".", "?")) else "."
+        return f"error: {text}{end} `compress --help` and `compress VERB --help` show what there is", 2
+    if isinstance(error, typer.Abort) and error.__cause__ is not None:
+        error = error.__cause__  # typer takes every EOFError for a user who closed the input
+    from compress.console import explain
 
-
-def _resource(error: Exception) -> str | None:
-    """A sentence for errors of disk, permissions and memory; None for others."""
-    number, text = getattr(error, "errno", None), str(error)
-    place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    if number in NO_SPACE or "No space left on device" in text or "os error 28" in text:
-        from compress.environment import free_bytes
-
-        free = free_bytes(Path.cwd()) / 1e6
-        return f"the disk is full{place} ({free:.0f} MB free here); free some or choose another folder with --out. Finished stages are kept"
-    if number in NO_ACCESS:
-        return f"no permission to write{place}; choose another folder with --out"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return "out of memory; lower training.batch_size, or the data's size. Finished stages are kept"
-    return None
+    return explain(error)
 
 
 def _plugins(files: list[Path]) -> None:
     from compress.plugins import load_plugins
 
     load_plugins(files)
+    from compress.catalogue import check_members
+
+    check_members()
 
 
 def _read(path: Path, overrides: list[str], plugin: list[Path]) -> Any:
@@ -275,16 +271,3 @@ def _command(pipeline: Path, overrides: list[str], plugin: list[Path], smoke: bo
     words += [word for override in overrides for word in ("--set", override)]
     words += [word for file in plugin for word in ("--plugin", str(file))]
     return shlex.join([*words, *(["--smoke"] if smoke else [])])
-
-
-def _show_rows(report: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("net", "top-1 %", "95 %", "agree %", "params", "MMAC", "kB", "ms", box=None)
-    for row in (*report.rows, *report.alternatives):
-        table.add_row(
-            row.net, f"{row.top1_onnx:.2f}", f"{row.top1_low:.1f}–{row.top1_high:.1f}", f"{row.agreement:.2f}",
-            f"{row.params:,}", f"{row.macs / 1e6:.2f}", f"{row.bytes / 1000:,.0f}", f"{row.latency_ms.p50:.3f}",
-        )  # fmt: skip
-    Console(width=110).print(table)

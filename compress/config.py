@@ -7,6 +7,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -132,6 +133,6 @@ def _plain(message: str, value: object, kind: str) -> str:
         return message
     if kind == "missing":
         return "is missing"
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub(r"^\w+ should ", "should ", message.removeprefix("Value error, "))
     shown = isinstance(value, str | int | float | bool) or value is None
     return f"{message}, not {value!r}" if shown and kind != "value_error" else message

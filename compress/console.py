@@ -1,16 +1,24 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+"""What a person sees: a live line on a terminal while a run goes on, plain lines elsewhere; results; errors."""
 
+import errno
 import re
+import shutil
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 
+from compress.errors import CompressError, ResourceError
 from compress.events import Event
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_SAID = re.compile(r"No space left on device|os error (27|28|122)\b")
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+BAD_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -49,7 +57,8 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.live:  # off a terminal it would print an empty line
+            self.progress.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
@@ -97,3 +106,48 @@ class Screen:
     def say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, soft_wrap=True)
+
+
+def show_rows(report: Any) -> None:
+    """Print the figures of a run's nets as a table."""
+    table = Table("net", "top-1 %", "95 %", "agree %", "params", "MMAC", "kB", "ms", box=None)
+    for row in (*report.rows, *report.alternatives):
+        table.add_row(
+            escape(row.net), f"{row.top1_onnx:.2f}", f"{row.top1_low:.1f}–{row.top1_high:.1f}", f"{row.agreement:.2f}",
+            f"{row.params:,}", f"{row.macs / 1e6:.2f}", f"{row.bytes / 1000:,.0f}", f"{row.latency_ms.p50:.3f}",
+        )  # fmt: skip
+    Console(width=110).print(table)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """One message and the exit code for whatever went wrong."""
+    if isinstance(error, CompressError):
+        return f"error: {plain(str(error))}", error.exit_code
+    known = _resource(error)
+    if known is not None:
+        return f"error: {plain(known)}", ResourceError.exit_code
+    return (
+        f"this is a bug of compress: {plain(f'{type(error).__name__}: {error}')}\n"
+        "--debug shows where; please report it with the pipeline file",
+        1,
+    )
+
+
+def _resource(error: BaseException) -> str | None:
+    """A sentence for errors of disk, permissions and memory; None for others."""
+    number, text = getattr(error, "errno", None), str(error)
+    place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    # Libraries written in C++ and Rust give the system's words, not its number.
+    if number in NO_SPACE or NO_SPACE_SAID.search(text):
+        free = shutil.disk_usage(".").free / 1e6
+        return (
+            f"the disk is full{place} ({free:.0f} MB free here); free some, or choose another folder with --out. "
+            "Finished stages are kept"
+        )
+    if number in NO_ACCESS:
+        return f"no permission to read or write{place}; mend it, or choose another folder with --out"
+    if number in BAD_PATH and isinstance(error, OSError):
+        return f"cannot read or write{place}: {error.strerror}; mend it, or choose another folder with --out"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "out of memory; lower training.batch_size, or the data's size. Finished stages are kept"
+    return None

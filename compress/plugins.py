@@ -6,6 +6,7 @@ A plugin puts its classes into the tables: `from compress.losses import LOSSES; 
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def load_plugins(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
             raise ConfigError(f"--plugin {file}: no such file")
-        _explained(str(file), lambda file=file: _execute(file))
+        _explained(str(file), partial(_execute, file))
 
 
 def _execute(file: Path) -> None:
@@ -37,5 +38,18 @@ def _execute(file: Path) -> None:
 def _explained(name: str, load: Callable[[], object]) -> None:
     try:
         load()
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-        raise ConfigError(f"plugin {name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        line = _last_line(error, name)
+        raise ConfigError(f"plugin {name} failed{line}: {type(error).__name__}: {error}; mend or omit it") from error
+
+
+def _last_line(error: BaseException, file: str) -> str:
+    """` in line n`, the last of the file that was run, where it was."""
+    if isinstance(error, SyntaxError):
+        return ""  # which says its line itself
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(Path(file).absolute()):
+            found = f" in line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return found

@@ -27,6 +27,7 @@ from compress.augment import Augment, augmented
 from compress.config import Config
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
+from compress.edits.quantizers import activation_quantizers
 from compress.errors import DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.losses.base import Batch, Loss, Outputs
@@ -352,9 +353,10 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move the averaged weights and batch-norm statistics towards the current ones by 1 - decay, in place."""
     with torch.no_grad():
         state = module.state_dict()
+        # Scales and zero points belong together and are steps of a grid: they are not averaged.
+        scales = {f"{name}.scale" for name, _ in activation_quantizers(average)}
         for name, kept in average.state_dict().items():
-            # Quantizers' scales and zero points belong together and are steps of a grid: they are not averaged.
-            if kept.is_floating_point() and not name.endswith(".scale"):
+            if kept.is_floating_point() and name not in scales:
                 kept.lerp_(state[name], 1 - decay)
             else:
                 kept.copy_(state[name])

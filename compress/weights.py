@@ -1,8 +1,10 @@
 """Reading weights that were made elsewhere, without ever running code from a file."""
 
+import errno
 import pickle
-import urllib.error
-import zipfile
+import re
+import socket
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from compress.errors import ModelError
 from compress.models.torchvision import TORCHVISION
 
 FILES = (".safetensors", ".pt", ".pth")
+TIMEOUT_S = 20.0  # of silence, after which a download is given up
+WEB_PAGE = re.compile(rb"<(!doctype|!--|html|head|body|\?xml|error)")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ def published(model: str, weights: str) -> Any:
         )
     entries = torchvision.models.get_model_weights(model)
     if weights not in entries.__members__:
-        names = [*entries.__members__]
-        raise ModelError(f"torchvision has no weights {weights!r} for {model}.{near(weights, names)}")
+        file = f" (a file should end in {', '.join(FILES)})" if Path(weights).suffix else ""
+        raise ModelError(
+            f"torchvision has no weights {weights!r} for {model}{file}.{near(weights, entries.__members__)}"
+        )
     return entries[weights]
 
 
@@ -80,37 +86,36 @@ def load_weights(module: nn.Module, model: str, weights: str, *, keep_head: bool
     state = {key: value for key, value in state.items() if key in own or not key.startswith(("aux", "AuxLogits"))}
     state = _with_channels(state, own)
     head = _head_keys(module)
-    replaced = [
-        key
-        for key in head
-        if key in state and state[key].shape[1:] == own[key].shape[1:] != () and _differs(state, own, key)
-    ]
+    replaced = [key for key in head if key in state and _other_count(state[key], own[key])]
     if replaced:
         theirs, ours = len(state[replaced[0]]), len(own[replaced[0]])
         if keep_head:
             raise ModelError(
-                f"{weights} has a classifier of {theirs} classes and the data have {ours}: with keep_head they must agree"
+                f"{weights} has a classifier of {theirs} classes and the data have {ours}: with keep_head they must "
+                "agree; leave keep_head out and the classifier is replaced"
             )
         state |= {key: own[key] for key in head}
     _require_same(state, own, model, weights)
+    _require_finite(state, weights)
     module.load_state_dict(state)
     if not replaced:
         return ()
     return (f"{weights}: the classifier was replaced, {theirs} classes became {ours}, and starts untrained",)
 
 
-def _differs(state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str) -> bool:
-    return state[key].shape != own[key].shape
+def _other_count(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether two weights of a classifier differ in the number of classes and in nothing else."""
+    return theirs.dim() > 1 and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours)
 
 
 def _head_keys(module: nn.Module) -> list[str]:
     """Weight and bias of the layer that produces the classes: the last Linear or, without one, the last Conv2d."""
-    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-    layers = layers or [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
-    if not layers:
-        return []
-    name, layer = layers[-1]
-    return [f"{name}.{kind}" for kind, _ in layer.named_parameters()]
+    for kind in (nn.Linear, nn.Conv2d):
+        layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kind)]
+        if layers:
+            name, layer = layers[-1]
+            return [f"{name}.{key}" for key, _ in layer.named_parameters()]
+    return []
 
 
 def _with_channels(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,35 +150,54 @@ def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model:
         )
 
 
+def _require_finite(state: Mapping[str, Tensor], weights: str) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ModelError(f"{weights} holds numbers that are not finite, first in {key}; save or download it again")
+
+
 def _download(model: str, weights: str) -> dict[str, Tensor]:
     entry = published(model, weights)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_S)  # torch sets none, and a silent firewall would hold us
     try:
         state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+    except Exception as error:  # of the network, of the disk, and all that torch.load raises for damaged files
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+        damaged = f"{file} is there and damaged: delete it. " if file.exists() else ""
         raise ModelError(
-            f"cannot download {weights} of {model} ({error}). Without a connection, put the file "
-            f"{Path(entry.url).name} of torchvision into {folder}, or give a .safetensors or .pth file"
+            f"cannot have {weights} of {model} from {entry.url} ({_first_sentence(error)}). {damaged}Without a "
+            f"connection, fetch it elsewhere and put it at {file}, or give a .safetensors or .pth file"
         ) from error
-    return state
+    finally:
+        socket.setdefaulttimeout(before)
+    # DenseNet's were saved under names that Python has since forbidden: `norm.1` is now `norm1`.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"no weights file {path}; give the path of a .safetensors file or of a .pt/.pth state dict")
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if not start:
         raise ModelError(f"{path} is empty; download or save it again")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if WEB_PAGE.match(start):
         raise ModelError(f"{path} is a web page, not weights: a download that went wrong. Fetch the file again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is a pointer of Git LFS, not weights; fetch the file itself with `git lfs pull`")
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(
-            f"{path} holds no state dict (names and tensors); save one with torch.save(model.state_dict(), {path.name!r})"
+            f"{path} holds no state dict (names and tensors); save one: torch.save(model.state_dict(), {path.name!r})"
         )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
@@ -189,13 +213,22 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a TorchScript archive, which is refused just below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # nearly every kind occurs where a file is damaged
+        # An operand it does not know is what torch finds where the file is no pickle, or not one of its own.
+        refused = isinstance(error, pickle.UnpicklingError) and "operand" not in str(error)
+        if refused or "TorchScript" in str(error):
+            raise ModelError(
+                f"{path} is a pickled module or holds other objects than tensors; loading it would run code, which is "
+                "never done. Where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pth')"
+            ) from error
         raise ModelError(
-            f"{path} is a pickled module or holds other objects than tensors; loading it would run code, which is "
-            f"never done. Where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pth')"
+            f"{path} is not a file written by torch.save, or is cut off or damaged; save or download it again"
         ) from error
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path} is not a file written by torch.save, or is damaged ({error}); save it again"
-        ) from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error says first, without the advice that torch goes on to give for pages."""
+    return re.split(r"\. |\n", str(getattr(error, "reason", error)))[0].rstrip(".") or type(error).__name__

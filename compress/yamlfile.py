@@ -15,7 +15,7 @@ INVALID = (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, A
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses keys that are no words, and a key given twice, which YAML forbids and PyYAML lets pass."""
+    """SafeLoader that refuses keys that are no words, and a key given twice, which PyYAML lets pass."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -42,7 +42,8 @@ def parse_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give a YAML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); give a YAML file") from error
+        where = f"{error.reason} at byte {error.start}"
+        raise ConfigError(f"{path} is not UTF-8 text ({where}); give a YAML file") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(f"{path} is larger than {MOST_BYTES:,} bytes, which no pipeline file is; give a YAML file")
     try:
@@ -102,8 +103,9 @@ def _position(items: list[Any], part: str, override: str) -> int:
         return int(part)
     names = [next(iter(item), None) if isinstance(item, dict) else item for item in items]
     if names.count(part) != 1:
-        known = ", ".join(map(str, names))
-        raise ConfigError(f"--set {override}: {part!r} names {names.count(part)} of the items {known}; use a position")
+        which = f"{names.count(part)} items are" if part in names else "no item is"
+        known = ", ".join(map(str, names)) or "none"
+        raise ConfigError(f"--set {override}: {which} called {part!r} (there are: {known}); give a position from 0")
     return names.index(part)
 
 

@@ -9,7 +9,7 @@ from compress.augment import augmented, chosen, mirrored, resized_crops, shifted
 KINDS = ["none", "shift", "affine", "shift_flip", "crop_flip"]
 
 
-def seeded(seed: int = 3) -> torch.Generator:
+def seeded(seed: int = 5) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 

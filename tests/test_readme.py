@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(random.normal(shade, 30, (48, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(here / "images" / split / name / f"{i}.png")
     Image.new("L", (20, 20)).save(here / "digit.png")
-    compress(here, "run", str(ROOT / "pipelines" / "mobilenet.yaml"), "--smoke", "--out", "reports/mobilenet", "--quiet")
+    compress(here, "run", str(ROOT / "pipelines" / "mobilenet.yaml"), "--smoke", "--out", "reports/mobilenet")
     return here
 
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.edits.graph import evaluating
-from compress.edits.quantizers import ACTIVATION_MAX, ActivationQuantizer, activation_quantizers
+from compress.edits.quantizers import (
+    ACTIVATION_MAX,
+    ActivationQuantizer,
+    QuantizedConv2d,
+    QuantizedLinear,
+    activation_quantizers,
+)
 
 BINS = 2048
 FRACTIONS = np.linspace(1.0, 0.3, 71)
@@ -22,7 +28,7 @@ def calibrate(module: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> Non
     the extremes, then for histograms of 2,048 bins between them. The range is searched among the extremes
     scaled by 1.00, 0.99 … 0.30 (Krishnamoorthi 2018, arXiv:1806.08342, sec. 3.3; the criterion of Banner et al.
     2019, arXiv:1810.05723, eq. 2, evaluated on the histogram instead of a fitted density). Activations
-    are observed unrounded. Raises nothing: a constant zero gets a range without width, see `set_range`.
+    are observed unrounded, with rounded weights. Raises nothing: a constant zero gets a range without width, see `set_range`.
     """
     quantizers = dict(activation_quantizers(module))
     extremes = dict.fromkeys(quantizers, (0.0, 0.0))
@@ -71,13 +77,16 @@ def best_range(histogram: np.ndarray, low: float, high: float) -> tuple[float, f
 def _observed(
     module: nn.Module, quantizers: dict[str, ActivationQuantizer], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Evaluation mode, rounding of activations off, `see` called with each quantizer's name and input."""
+    """Evaluation mode, rounding of activations and biases off, `see` called with each quantizer's name and input."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: see(name, inputs[0])
 
     with ExitStack() as undo:
         undo.enter_context(evaluating(module))
+        for layer in module.modules():
+            if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+                layer.training = True  # leaves the bias unrounded: the grid that it lies on is only being chosen
         for name, quantizer in quantizers.items():
             handle: AbstractContextManager[Any] = quantizer.register_forward_pre_hook(hook(name))
             undo.enter_context(handle)

@@ -4,7 +4,6 @@ The file holds what is needed and no more: no exporter's notes, no times, no pat
 """
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -14,7 +13,6 @@ from typing import Annotated, ClassVar, Literal
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import ModelProto
 from onnxscript import optimizer
 from pydantic import Field
@@ -22,19 +20,13 @@ from torch import Tensor, nn
 
 from compress.config import Config
 from compress.edits import graph
-from compress.edits.quantizers import (
-    ActivationQuantizer,
-    QuantizedConv2d,
-    QuantizedLayer,
-    QuantizedLinear,
-    activation_quantizers,
-    integer_parameters,
-)
 from compress.errors import ExportError
+from compress.export.layers import WithPreprocessing, integer_form, swap_pooling
 from compress.net import Net
 
 IR_VERSION = 8
 INPUT, OUTPUT = "input", "logits"
+SMALL = 4096  # elements: weights larger than this are never alike but by chance, in a net that was not trained
 
 
 class Export(Config):
@@ -85,6 +77,7 @@ class Exporter:
         """The graph without the exporter's notes, with ours, checked."""
         _strip(model)
         _share_equal(model)
+        _part_int8(model)
         # ONNX Runtime 1.17 refuses the exporter's 10 at opset 18, where nothing needs more than 8.
         model.ir_version = IR_VERSION if self.config.opset <= 18 else 10
         model.producer_name, model.producer_version = "compress", ""
@@ -94,13 +87,13 @@ class Exporter:
 
     def ready(self, net: Net) -> tuple[nn.Module, Tensor]:
         """The net as it goes to the exporter, with an example of its input."""
-        module = _integer_form(net.module) if net.int8 else graph.folded(net.module)
-        _swap_pooling(module)
+        module = integer_form(net.module) if net.int8 else graph.folded(net.module)
+        swap_pooling(module)
         channels, height, width = net.spec.image
         whole: nn.Module = module
         example = torch.zeros(2, channels, height, width)
         if self.config.input == "uint8_nhwc":
-            whole = _WithPreprocessing(module, self.mean, self.std)
+            whole = WithPreprocessing(module, self.mean, self.std)
             example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
         return whole.eval().cpu(), example
 
@@ -153,12 +146,13 @@ def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
 
 
 def _share_equal(model: ModelProto) -> None:
-    """Let equal small tensors stand in the file once: zero points, mostly, of which every layer has two."""
+    """Let equal small tensors stand in the file once: zero points of biases, mostly, of which every layer has one."""
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
     kept = []
     for tensor in model.graph.initializer:
-        key = (tensor.data_type, tuple(tensor.dims), onnx.numpy_helper.to_array(tensor).tobytes())
+        values = onnx.numpy_helper.to_array(tensor)
+        key = (tensor.data_type, tuple(tensor.dims), values.tobytes() if values.size <= SMALL else tensor.name.encode())
         if key in first:
             renamed[tensor.name] = first[key]
         else:
@@ -169,6 +163,24 @@ def _share_equal(model: ModelProto) -> None:
     for node in model.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
+
+
+def _part_int8(model: ModelProto) -> None:
+    """Give every layer int8 tensors of its own where equal ones were made one.
+
+    On CPUs without VNNI users switch on `session.x64quantprecision`, with which ONNX Runtime rewrites weights and
+    their zero points; it refuses a file in which two layers share one.
+    """
+    whole = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    used: set[str] = set()
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in used:
+                own = model.graph.initializer.add()
+                own.CopyFrom(whole[name])
+                own.name = node.input[i] = f"{name}_{node.name}"
+            elif name in whole:
+                used.add(name)
 
 
 def _strip(model: ModelProto) -> None:
@@ -187,104 +199,3 @@ def _strip(model: ModelProto) -> None:
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         value.ClearField("metadata_props")
         value.ClearField("doc_string")
-
-
-class _WithPreprocessing(nn.Module):
-    """Turns raw pixels, uint8 (n, H, W, C), into what the network was trained on, then runs it."""
-
-    factor: Tensor
-    offset: Tensor
-
-    def __init__(self, module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.module = module
-        # (x/255 - mean)/std in one multiplication and one addition
-        self.register_buffer("factor", 1 / (255 * torch.tensor(std)).view(1, -1, 1, 1))
-        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2).float() * self.factor + self.offset
-        return self.module(x)  # type: ignore[no-any-return]
-
-
-class _GlobalAveragePool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (x.shape[0], x.shape[1], 1, 1)
-        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=x.dtype, shape=shape, version=18)
-
-
-class _Rounding(nn.Module):
-    """QuantizeLinear and DequantizeLinear. Scale and zero point are rank 0: a vector of one does not load."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        super().__init__()
-        self.register_buffer("scale", quantizer.scale.clone())
-        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        symbolic, grid = torch.onnx.ops.symbolic, (self.scale, self.zero_point)
-        q = symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape, version=18)
-        return symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape, version=18)
-
-
-class _IntegerLayer(nn.Module):
-    """A convolution or linear layer whose weight and bias stand in the file as int8 and int32."""
-
-    weight: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor
-    unit: Tensor
-    bias_zero_point: Tensor
-
-    def __init__(self, layer: QuantizedLayer, input_scale: Tensor) -> None:
-        super().__init__()
-        weight, scale, bias, unit = integer_parameters(layer, input_scale)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
-        self.register_buffer("bias", bias)
-        self.register_buffer("unit", unit)
-        self.register_buffer("bias_zero_point", torch.zeros_like(bias))
-        self.layer = copy.deepcopy(layer)
-        for name in ("weight", "bias"):  # only its strides, padding and groups are still of use
-            self.layer.register_parameter(name, None)
-
-    def forward(self, x: Tensor, input_scale: Tensor) -> Tensor:
-        weight = self.dequantized(self.weight, self.scale, self.zero_point)
-        # A float bias is int8 only in the newest runtimes; an int32 one in all of them.
-        bias = self.dequantized(self.bias, self.unit, self.bias_zero_point)
-        if isinstance(self.layer, QuantizedConv2d):
-            output: Tensor = self.layer._conv_forward(x, weight, bias)
-            return output
-        return F.linear(x, weight, bias)
-
-    def dequantized(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear",
-            (whole, scale, zero_point),
-            attrs={"axis": 0},
-            dtype=torch.float32,
-            shape=whole.shape,
-            version=18,
-        )
-
-
-def _integer_form(module: nn.Module) -> torch.fx.GraphModule:
-    ready = copy.deepcopy(module).eval().cpu()
-    assert isinstance(ready, torch.fx.GraphModule)
-    for node, layer in graph.calls(ready, QuantizedConv2d, QuantizedLinear):
-        _, scale = node.all_input_nodes
-        ready.set_submodule(str(node.target), _IntegerLayer(layer, ready.get_buffer(str(scale.target))))
-    for name, quantizer in list(activation_quantizers(ready)):
-        ready.set_submodule(name, _Rounding(quantizer))
-    ready.recompile()
-    return ready
-
-
-def _swap_pooling(ready: torch.fx.GraphModule) -> None:
-    for node, _ in graph.calls(ready, graph.GlobalAveragePool):
-        ready.set_submodule(str(node.target), _GlobalAveragePool())
