@@ -185,12 +185,11 @@ def init(
 
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     text = files("compress").joinpath("starters/starter.yaml").read_text(encoding="utf-8")
+    if target.exists():
+        raise ConfigError(f"{target} is there already; choose another name, or delete it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text.replace("NAME", target.stem, 1))
-    except FileExistsError:
-        raise ConfigError(f"{target} is there already; choose another name, or delete it") from None
+        target.write_text(text.replace("NAME", target.stem, 1), encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{target} cannot be written: {error.strerror}; choose another name") from error
     typer.echo(

@@ -9,6 +9,7 @@ from compress.net import Net, Spec, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
 from compress.stages import Env, Stage
+from compress.weights import load_weights
 
 IMAGES = 32
 
@@ -19,14 +20,23 @@ def preflight(pipeline: Pipeline, data: Data, prover: Prover) -> None:
     Raises what the real thing would: ModelError, ConfigError or ExportError.
     """
     few = data.smaller(IMAGES)
-    if pipeline.teacher is not None:
-        prover.graph(stand_in(pipeline.teacher.model, data, pipeline.seed), "teacher")
-    net = stand_in(pipeline.student, data, pipeline.seed)
+    teacher = ready(pipeline.teacher.model, data, pipeline.seed) if pipeline.teacher else None
+    net = ready(pipeline.student, data, pipeline.seed)
+    if teacher is not None:
+        prover.graph(teacher, "teacher")
     prover.graph(net, "baseline")
     for stage in pipeline.stages:
         env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
         net = untrained(stage)(net, env)
     prover.graph(net, pipeline.stages[-1].name)
+
+
+def ready(model: Model, data: Data, seed: int) -> Net:
+    """A model's net, built and tried, its weights loaded if it has any; raises ModelError."""
+    net = stand_in(model, data, seed)
+    if model.weights is not None:
+        load_weights(net.module, model.architecture.name, model.weights, keep_head=model.keep_head)
+    return net
 
 
 def stand_in(model: Model, data: Data, seed: int) -> Net:

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from compress.data import Data
 from compress.errors import CompressError, DataError
-from compress.net import Net
-from compress.pipeline import Model, Pipeline
-from compress.preflight import stand_in, untrained
+from compress.pipeline import Pipeline
+from compress.preflight import ready, untrained
 from compress.smoke import CLASSES, few_images, for_smoke, made_up
 from compress.stages import Env
-from compress.weights import load_weights
 
 IMAGES = 2
 
@@ -39,11 +36,3 @@ def objections(pipeline: Pipeline) -> Iterator[CompressError]:
             net = untrained(stage)(net, env)
     except CompressError as error:
         yield type(error)(f"{where}: {error}")
-
-
-def ready(model: Model, data: Data, seed: int) -> Net:
-    """A model's net, built and tried, its weights loaded if it has any; raises ModelError."""
-    net = stand_in(model, data, seed)
-    if model.weights is not None:
-        load_weights(net.module, model.architecture.name, model.weights, keep_head=model.keep_head)
-    return net

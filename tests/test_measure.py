@@ -30,7 +30,9 @@ def test_top_k_agrees_with_a_loop():
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(200, 10)), random.integers(0, 10, 200)
     for k in (1, 5):
-        hits = sum(label in sorted(range(10), key=lambda c: -row[c])[:k] for row, label in zip(logits, labels, strict=True))
+        hits = sum(
+            label in sorted(range(10), key=lambda c: -row[c])[:k] for row, label in zip(logits, labels, strict=True)
+        )
         assert top_k(logits, labels, k) == pytest.approx(hits / 2)
 
 
@@ -140,7 +142,10 @@ def test_a_clip_between_integers_is_an_error(monkeypatch):
 @pytest.mark.parametrize(
     ("operators", "named"),
     [
-        ({"HardSwish": 2, "DequantizeLinear": 3}, "goes back to float 3 times on the way (2 HardSwish have no int8 kernel)"),
+        (
+            {"HardSwish": 2, "DequantizeLinear": 3},
+            "goes back to float 3 times on the way (2 HardSwish have no int8 kernel)",
+        ),
         ({"DequantizeLinear": 4}, "goes back to float 4 times on the way (other operators have no int8 kernel)"),
     ],
 )

@@ -12,14 +12,14 @@ from compress.plugins import load_plugins
 
 PLUGIN = '''
 import copy
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import nn
 
-from compress.config import Config
+from compress.config import Config, OneOf
 from compress.data import DATASETS
 from compress.data.synthetic import Synthetic
-from compress.losses import LOSSES
+from compress.losses import LOSSES, Loss
 from compress.models import MODELS
 from compress.net import Net
 from compress.stages import STAGES
@@ -65,7 +65,7 @@ class Shrink(Config):
     name: ClassVar[str] = "shrink"
     factor: float = 0.5
     training: Training = Training(epochs=0)
-    losses: tuple[()] = None
+    losses: tuple[Annotated[Loss, OneOf(LOSSES)], ...] | None = None
 
     def __call__(self, net, env):
         module = copy.deepcopy(net.module)

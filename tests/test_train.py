@@ -25,6 +25,7 @@ from compress.train import (
 )
 
 CPU = torch.device("cpu")
+LABELS = (CrossEntropy(),)
 PLAIN = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "lr": 0.1, "augment": "none", "weight_decay": 0.0}
 
 
@@ -48,7 +49,7 @@ def linear(data) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.image), data.classes))
 
 
-def train(data, module, losses=(CrossEntropy(),), *, seed=0, teachers=(), emit=None, after_epoch=None, **keys):
+def train(data, module, losses=LABELS, *, seed=0, teachers=(), emit=None, after_epoch=None, **keys):
     progress = Progress("distill") if emit is None else Progress("distill", emit)
     training = Training(**keys)
     fit(
@@ -91,7 +92,9 @@ def test_the_same_seed_gives_the_same_bits(images):
 
 
 def test_another_seed_gives_other_weights(images):
-    assert not same(state(train(images, network(), seed=7, epochs=1)), state(train(images, network(), seed=8, epochs=1)))
+    assert not same(
+        state(train(images, network(), seed=7, epochs=1)), state(train(images, network(), seed=8, epochs=1))
+    )
 
 
 def test_the_random_state_of_the_process_plays_no_part(images):

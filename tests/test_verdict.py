@@ -7,12 +7,34 @@ from compress.row import Latency, Row
 from compress.verdict import at_chance, judge_budget, judge_run
 
 BASELINE = Row(
-    net="baseline", stage="train", top1=97.0, top1_low=95.0, top1_high=98.0, top5=100.0, top1_onnx=97.0, agreement=100.0,
-    samples=540, params=1000, macs=2000, flops=4000, bytes=8000, latency_ms=Latency(4.0, 5.0, 6.0), throughput=250.0,
-    seconds=1.0, onnx="models/baseline.onnx", int8=False,
-)  # fmt: skip
+    net="baseline",
+    stage="train",
+    top1=97.0,
+    top1_low=95.0,
+    top1_high=98.0,
+    top5=100.0,
+    top1_onnx=97.0,
+    agreement=100.0,
+    samples=540,
+    params=1000,
+    macs=2000,
+    flops=4000,
+    bytes=8000,
+    latency_ms=Latency(4.0, 5.0, 6.0),
+    throughput=250.0,
+    seconds=1.0,
+    onnx="models/baseline.onnx",
+    int8=False,
+)
 RESULT = dataclasses.replace(
-    BASELINE, net="quantize", top1=99.0, top1_onnx=96.0, macs=1000, bytes=1000, latency_ms=Latency(1.0, 9.0, 9.0), int8=True
+    BASELINE,
+    net="quantize",
+    top1=99.0,
+    top1_onnx=96.0,
+    macs=1000,
+    bytes=1000,
+    latency_ms=Latency(1.0, 9.0, 9.0),
+    int8=True,
 )
 
 
@@ -39,7 +61,7 @@ def test_limits_stand_in_the_order_of_the_file_and_only_those_given():
 
 
 def test_rounding_of_percentages_misses_no_limit():
-    result, baseline = (dataclasses.replace(BASELINE, top1_onnx=share) for share in (97.3, 98.3))
+    result, baseline = (dataclasses.replace(BASELINE, top1_onnx=100 * share) for share in (0.974, 0.984))
     (line,) = judge_budget(Budget(max_accuracy_drop=1.0), result, baseline)
     assert line.measured > 1.0
     assert line.ok

@@ -28,7 +28,7 @@ def calibrate(module: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> Non
     the extremes, then for histograms of 2,048 bins between them. The range is searched among the extremes
     scaled by 1.00, 0.99 … 0.30 (Krishnamoorthi 2018, arXiv:1806.08342, sec. 3.3; the criterion of Banner et al.
     2019, arXiv:1810.05723, eq. 2, evaluated on the histogram instead of a fitted density). Activations
-    are observed unrounded, with rounded weights. Raises nothing: a constant zero gets a range without width, see `set_range`.
+    and biases are unrounded meanwhile, weights are not. A constant zero gets a range without width, see `set_range`.
     """
     quantizers = dict(activation_quantizers(module))
     extremes = dict.fromkeys(quantizers, (0.0, 0.0))
