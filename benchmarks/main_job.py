@@ -1,8 +1,8 @@
 """The main job's promises, measured: `make bench`.
 
-Runs pipelines/mobilenet.yaml for seeds 0, 1 and 2 and seed 0 once more, each from scratch through the command line, takes
-time and memory from the operating system, reads accuracy from the reports, and opens the int8 files in ONNX Runtime
-1.18 (in .venv-old). Prints a table against the bounds, writes benchmarks/main_job.json, and exits 1 if one is missed.
+Runs pipelines/mobilenet.yaml for seeds 0, 1 and 2 and seed 0 once more, each from scratch through the command line,
+takes time and memory from the operating system, reads accuracy from the reports, and opens the int8 files in ONNX
+Runtime 1.18 (in .venv-old). Prints a table against the bounds, writes benchmarks/main_job.json, and exits 1 if one is missed.
 About half an hour on two cores.
 
     python benchmarks/main_job.py [--work FOLDER]
@@ -83,12 +83,16 @@ def measure(work: Path) -> list[Line]:
 
 def accuracy_lines(reports: list[dict[str, Any]]) -> list[Line]:
     """Promises on accuracy, size, MACs and agreement, over the seeds' reports."""
-    top1 = {net: statistics.mean(row(r, net)["top1_onnx"] for r in reports) for net in ("teacher", "baseline", "distill")}
+    top1 = {
+        net: statistics.mean(row(r, net)["top1_onnx"] for r in reports) for net in ("teacher", "baseline", "distill")
+    }
     final = statistics.mean(r["rows"][-1]["top1_onnx"] for r in reports)
     bytes_share = max(100 * r["rows"][-1]["bytes"] / row(r, "baseline")["bytes"] for r in reports)
     macs_share = max(100 * r["rows"][-1]["macs"] / row(r, "baseline")["macs"] for r in reports)
     agreement = min(r["rows"][-1]["agreement"] for r in reports)
-    faster = statistics.median(row(r, "baseline")["latency_ms"]["p50"] / r["rows"][-1]["latency_ms"]["p50"] for r in reports)
+    faster = statistics.median(
+        row(r, "baseline")["latency_ms"]["p50"] / r["rows"][-1]["latency_ms"]["p50"] for r in reports
+    )
     verdicts = [r["verdict"] for r in reports]
     return [
         at_least("top-1 of the file, mean of seeds: teacher", top1["teacher"], 98.5),

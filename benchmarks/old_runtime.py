@@ -50,7 +50,9 @@ def main():
         operators = Counter(node.op_type for node in onnx.load(optimized).graph.node)
     inputs = np.load(folder / "test.npz")["inputs"]
     name = running.get_inputs()[0].name
-    predicted = np.concatenate([running.run(None, {name: inputs[i : i + 64]})[0] for i in range(0, len(inputs), 64)]).argmax(1)
+    predicted = np.concatenate(
+        [running.run(None, {name: inputs[i : i + 64]})[0] for i in range(0, len(inputs), 64)]
+    ).argmax(1)
     with open(folder / "predictions" / f"{last['net']}.csv", newline="") as file:
         here = np.array([int(row["onnx"]) for row in csv.DictReader(file)])
     one = {name: inputs[:1]}

@@ -20,8 +20,8 @@ from compress.kept import Finished
 from compress.net import Net, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.preflight import spec_of
+from compress.recipe import Training
 from compress.stages import Distill, Env, Stage, Train
-from compress.train import Training
 from compress.weights import is_file, load_weights
 
 

@@ -15,8 +15,8 @@ from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export
 from compress.losses import CrossEntropy, Loss
 from compress.models import MODELS, Architecture
+from compress.recipe import Training
 from compress.stages import STAGES, Distill, Quantize, Stage
-from compress.train import Training
 from compress.weights import PublishedPreprocessing, is_file, preprocessing, published
 from compress.yamlfile import apply_override, parse_yaml
 

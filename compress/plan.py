@@ -11,9 +11,10 @@ from compress.edits.macs import count_macs
 from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.preflight import stand_in, untrained
+from compress.recipe import Training
 from compress.smoke import made_up
 from compress.stages import Env
-from compress.train import Training, batch_size_for
+from compress.train import batch_size_for
 
 IMAGES = 16
 BATCH, LARGE = 32, 96  # images timed together, an eighth of them from 96 pixels on
@@ -103,7 +104,7 @@ def describe(pipeline: Pipeline, data: Data, images: int | None) -> str:
 
 
 def step(name: str, net: Net, training: Training | None, images: int | None, own: float, lesson: float) -> Step:
-    """A line of the plan; `own` and `lesson` are seconds a forward pass takes for one image, the net's and its teacher's."""
+    """A line of the plan; `own` and `lesson` are the seconds of its and its teacher's forward pass for one image."""
     epochs = training.epochs if training else None
     seconds: float | None = 0.0
     if training and training.epochs:
@@ -144,7 +145,8 @@ def render(plan: Plan) -> str:
         epochs = "–" if each.epochs is None else str(each.epochs)
         took = "unknown" if each.seconds is None else clock(each.seconds)
         lines.append(
-            f"{each.net:12} {epochs:>7} {each.params:12,} {each.macs / 1e6:10.2f} {each.bytes / 1000:9,.0f}  about {took}"
+            f"{each.net:12} {epochs:>7} {each.params:12,} {each.macs / 1e6:10.2f} {each.bytes / 1000:9,.0f}  "
+            f"about {took}"
         )
     total = "unknown until the data are there" if plan.seconds is None else f"about {clock(plan.seconds)} on this CPU"
     lines += ["", f"time  {total}", f"disk  about {plan.disk_bytes / 1e6:,.0f} MB"]

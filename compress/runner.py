@@ -36,8 +36,8 @@ def run(
 
     `start_from` names a stage (or teacher, or baseline) to redo with all that depends on it. `smoke` runs the same flow
     on a handful of images for one epoch a stage. `plugins` are the files that were loaded as such: the report names
-    them, and a changed one makes all stages run again. Raises CompressError of every kind; a missed budget and a file that
-    disagrees with its net are in the outcome instead, with everything written.
+    them, and a changed one makes all stages run again. Raises CompressError of every kind; a missed budget and a file
+    that disagrees with its net are in the outcome instead, with everything written.
     """
     chosen = pick_device(device)
     make_folder(out)

@@ -5,7 +5,7 @@ from typing import Any
 from compress.data import Data, MissingData
 from compress.data.synthetic import Synthetic
 from compress.pipeline import Budget, Model, Pipeline
-from compress.train import Training
+from compress.recipe import Training
 from compress.weights import is_file
 
 IMAGES, IMAGES_LARGE = 64, 32
@@ -15,7 +15,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
-    """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; adds what it says to `warnings`."""
+    """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; it tells `warnings`."""
     stages = tuple(s.model_copy(update={"training": brief(s.training)}) for s in pipeline.stages)  # type: ignore[attr-defined]
     update: dict[str, Any] = {
         "stages": stages,

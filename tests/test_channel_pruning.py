@@ -84,9 +84,7 @@ def narrow_mobilenet_v2() -> nn.Sequential:
             stride = first_stride if repeat == 0 else 1
             layers.append(InvertedResidual(inputs, channels // 2, stride, expansion))
             inputs = channels // 2
-    return nn.Sequential(
-        *layers, conv_bn(inputs, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 100)
-    )
+    return nn.Sequential(*layers, conv_bn(inputs, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 100))
 
 
 def build(name: str) -> nn.Module:
@@ -182,16 +180,12 @@ def test_ladder(width: int, align: int, bundle: int, expected: list[int]) -> Non
 
 
 def l2_by_hand(net: Tiny) -> np.ndarray:
-    first, gamma, second = (
-        p.detach().numpy() for p in (net.first.weight, net.norm.weight, net.second.weight)
-    )
+    first, gamma, second = (p.detach().numpy() for p in (net.first.weight, net.norm.weight, net.second.weight))
     return ((first**2).sum((1, 2, 3)) + gamma**2 + (second**2).sum((0, 2, 3))) / 3
 
 
 def l1_by_hand(net: Tiny) -> np.ndarray:
-    first, gamma, second = (
-        p.detach().numpy() for p in (net.first.weight, net.norm.weight, net.second.weight)
-    )
+    first, gamma, second = (p.detach().numpy() for p in (net.first.weight, net.norm.weight, net.second.weight))
     return (np.abs(first).sum((1, 2, 3)) + np.abs(gamma) + np.abs(second).sum((0, 2, 3))) / 3
 
 
@@ -287,9 +281,7 @@ def test_include_and_exclude_choose_groups() -> None:
 
 
 def test_pattern_without_a_match_lists_near_names() -> None:
-    with pytest.raises(
-        ConfigError, match=r"include: no layer matches 'layer3\.0\.konv1'\. Near: layer3\.0\.conv1"
-    ):
+    with pytest.raises(ConfigError, match=r"include: no layer matches 'layer3\.0\.konv1'\. Near: layer3\.0\.conv1"):
         prune_channels(build("resnet18"), image(), keep_macs=0.5, include=["layer3.0.konv1"])
 
 
@@ -299,9 +291,7 @@ def test_pattern_far_from_any_layer_lists_some() -> None:
 
 
 def test_classifier_cannot_be_included() -> None:
-    with pytest.raises(
-        ConfigError, match="matches only what cannot be pruned: fc, its outputs are the network's"
-    ):
+    with pytest.raises(ConfigError, match="matches only what cannot be pruned: fc, its outputs are the network's"):
         prune_channels(build("resnet18"), image(), keep_macs=0.5, include=["fc"])
 
 
@@ -367,9 +357,7 @@ def test_layers_that_are_never_called() -> None:
 
 
 def test_batchnorm_importance_without_batchnorm() -> None:
-    net = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ConfigError, match="'bn_scale' has nothing to go by"):
         prune_channels(net, image(), keep_macs=0.5, importance="bn_scale")
 
@@ -406,9 +394,7 @@ class OwnConv(nn.Conv2d):
 
 
 def test_layers_of_other_kinds_stay_and_are_named() -> None:
-    net = nn.Sequential(
-        conv_bn(3, 32), conv_bn(32, 64), OwnConv(64, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    net = nn.Sequential(conv_bn(3, 32), conv_bn(32, 64), OwnConv(64, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     pruned = prune_channels(net, image(), keep_macs=0.8)
     assert widths(pruned.module)["1.0"] == 64
     assert "Not pruned: 1.0, it is tied to 2, a OwnConv, which cannot be resized." in pruned.notes

@@ -39,7 +39,9 @@ def test_a_bare_name_takes_all_defaults(raw: object) -> None:
 
 
 def test_named_is_the_inverse_of_parsing() -> None:
-    basket = Basket.model_validate({"first": {"apple": {"weight": 2}}, "others": ["pear", {"pear": {"inner": ["apple"]}}]})
+    basket = Basket.model_validate(
+        {"first": {"apple": {"weight": 2}}, "others": ["pear", {"pear": {"inner": ["apple"]}}]}
+    )
     assert as_named(basket.first) == {"apple": {"weight": 2.0, "label": ""}}
     assert Basket.model_validate(basket.model_dump(mode="json")) == basket
 

@@ -24,9 +24,9 @@ from compress.losses import KD, LOSSES, Batch, CrossEntropy, Outputs
 from compress.models import MODELS
 from compress.models.torchvision import TORCHVISION
 from compress.net import Net, build, load, save
+from compress.recipe import Training
 from compress.stages import STAGES, Env
 from compress.stages.channel_pruning import prune_channels
-from compress.train import Training
 
 TABLES = {"models": MODELS, "data": DATASETS, "losses": LOSSES, "edits": EDITS, "stages": STAGES}
 MEMBERS = [(kind, name) for kind, table in TABLES.items() for name in table]

@@ -151,9 +151,7 @@ def test_given_mean_and_std_are_used_and_broadcast():
 
 @pytest.mark.parametrize("key", ["mean", "std"])
 def test_wrong_number_of_means(key):
-    with pytest.raises(
-        DataError, match=f"digits: {key} has 2 numbers for 3 channels; give one, or one a channel"
-    ):
+    with pytest.raises(DataError, match=f"digits: {key} has 2 numbers for 3 channels; give one, or one a channel"):
         Digits(size=8, **{key: (0.5, 0.5)})(0)
 
 
@@ -227,6 +225,4 @@ def test_synthetic_is_learnt_within_two_epochs():
 def test_synthetic_needs_a_sample_of_each_class():
     with pytest.raises(ValidationError) as caught:
         Synthetic(classes=10, samples=9)
-    assert described(caught.value) == [
-        "the file: samples (9) should be at least classes (10): each split has all"
-    ]
+    assert described(caught.value) == ["the file: samples (9) should be at least classes (10): each split has all"]

@@ -146,9 +146,7 @@ def test_cifar_download_that_is_something_else(web, tmp_path, monkeypatch):
 
 def test_cifar_in_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(
-        ResourceError, match=r"CIFAR10 cannot be written to .*data: File exists. Give `path` a folder"
-    ):
+    with pytest.raises(ResourceError, match=r"CIFAR10 cannot be written to .*data: File exists. Give `path` a folder"):
         Cifar10(path=tmp_path / "data")(0)
 
 

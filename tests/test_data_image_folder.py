@@ -21,9 +21,7 @@ def folder(root, counts, size=(10, 12), seed=0):
     for place, count in counts.items():
         (root / place).mkdir(parents=True, exist_ok=True)
         for n in range(count):
-            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
-                root / place / f"{n:03}.png"
-            )
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / place / f"{n:03}.png")
     return ImageFolder(path=root, size=16)
 
 
@@ -99,9 +97,7 @@ def test_image_folder_says_what_it_left_out(tmp_path):
 
 
 def test_image_folder_missing(tmp_path):
-    with pytest.raises(
-        MissingData, match=r"there is no folder .*gone; give `path` a folder with train/<class>/"
-    ):
+    with pytest.raises(MissingData, match=r"there is no folder .*gone; give `path` a folder with train/<class>/"):
         ImageFolder(path=tmp_path / "gone")(0)
 
 
@@ -127,9 +123,7 @@ def test_image_folder_without_classes(tmp_path):
 
 
 def test_image_folder_without_train(tmp_path):
-    with pytest.raises(
-        DataError, match="has test/ but no train/; put the training images into train/<class>/"
-    ):
+    with pytest.raises(DataError, match="has test/ but no train/; put the training images into train/<class>/"):
         folder(tmp_path, {"test/a": 1, "test/b": 1})(0)
 
 
@@ -145,9 +139,7 @@ def test_image_folder_with_an_empty_class(tmp_path):
 
 
 def test_image_folder_with_different_classes(tmp_path):
-    with pytest.raises(
-        DataError, match=r"train/eel has no counterpart in .*val; every split must have the same"
-    ):
+    with pytest.raises(DataError, match=r"train/eel has no counterpart in .*val; every split must have the same"):
         folder(tmp_path, FULL | {"train/eel": 3})(0)
 
 
@@ -157,9 +149,7 @@ def test_image_folder_with_a_class_only_in_test(tmp_path):
 
 
 def test_image_folder_with_too_few_images_to_split(tmp_path):
-    with pytest.raises(
-        DataError, match="there are no validation images; give some, or three or more training"
-    ):
+    with pytest.raises(DataError, match="there are no validation images; give some, or three or more training"):
         folder(tmp_path, {"a": 2, "b": 2})(0)
 
 
@@ -250,9 +240,7 @@ def test_on_demand_damage_is_found_when_decoded(tmp_path):
     (tmp_path / "test/dog/001.png").write_text("damaged")
     data = dataset(0)
     data.test.images[np.array([0, 1])]
-    with pytest.raises(
-        DataError, match=r"1 image file cannot be read; repair or remove:\n.*test/dog/001.png: not an"
-    ):
+    with pytest.raises(DataError, match=r"1 image file cannot be read; repair or remove:\n.*test/dog/001.png: not an"):
         data.test.images[np.array([0, 4])]
 
 

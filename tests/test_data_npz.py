@@ -45,9 +45,7 @@ def test_npz_gives_its_own_pixels(tmp_path):
 
 def test_npz_of_grey_images_with_flat_labels(tmp_path):
     changes = {f"{s}_images": arrays()[f"{s}_images"][..., 0] for s in ("train", "val", "test")}
-    changes |= {
-        f"{s}_labels": arrays()[f"{s}_labels"][:, 0].astype(np.int64) for s in ("train", "val", "test")
-    }
+    changes |= {f"{s}_labels": arrays()[f"{s}_labels"][:, 0].astype(np.int64) for s in ("train", "val", "test")}
     data = saved(tmp_path, **changes)(0)
     np.testing.assert_array_equal(everything(data.test)[:, 2], changes["test_images"])
 
@@ -100,9 +98,7 @@ def test_npz_that_is_a_folder(tmp_path):
         Npz(path=tmp_path)(0)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>not found</html>", pickle.dumps({"a": 1}), b"\x93NUMPY\x01\x00"]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps({"a": 1}), b"\x93NUMPY\x01\x00"])
 def test_npz_that_is_no_archive(tmp_path, content):
     path = tmp_path / "data.npz"
     path.write_bytes(content)
@@ -148,9 +144,7 @@ def test_npz_too_large_for_memory(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 28, 28), }" % 10**15
     header += b" " * (118 - len(header) - 1) + b"\n"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(
-            "train_images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-        )
+        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(ResourceError, match="train_images does not fit into memory"):
         Npz(path=path)(0)
 
@@ -167,16 +161,12 @@ def test_npz_with_pickled_objects_runs_nothing(tmp_path):
 
 
 def test_npz_missing_keys(tmp_path):
-    with pytest.raises(
-        DataError, match=r"has no train_labels; it has test_images, .*The layout is train_images"
-    ):
+    with pytest.raises(DataError, match=r"has no train_labels; it has test_images, .*The layout is train_images"):
         saved(tmp_path, train_labels=None)(0)
     with pytest.raises(DataError, match="has no val_images; it has"):
         saved(tmp_path, val_images=None)(0)
     np.savez(tmp_path / "data.npz", x=np.zeros(3))
-    with pytest.raises(
-        DataError, match="no train_images and no train_labels; it has none of the layout's arrays"
-    ):
+    with pytest.raises(DataError, match="no train_images and no train_labels; it has none of the layout's arrays"):
         Npz(path=tmp_path / "data.npz")(0)
 
 
@@ -197,9 +187,7 @@ def test_npz_wrong_images(tmp_path, images):
 
 @pytest.mark.parametrize("labels", [np.zeros(18), np.zeros((18, 14), dtype=np.int64)])
 def test_npz_wrong_labels(tmp_path, labels):
-    with pytest.raises(
-        DataError, match=f"test_labels is {labels.dtype} .*it must be integers .*one class an image"
-    ):
+    with pytest.raises(DataError, match=f"test_labels is {labels.dtype} .*it must be integers .*one class an image"):
         saved(tmp_path, test_labels=labels)(0)
 
 
@@ -214,9 +202,7 @@ def test_npz_without_training_images(tmp_path):
 
 
 def test_npz_with_an_empty_split(tmp_path):
-    with pytest.raises(
-        DataError, match="there are no test images; give some, or three or more training images"
-    ):
+    with pytest.raises(DataError, match="there are no test images; give some, or three or more training images"):
         saved(tmp_path, test_images=np.zeros((0, 8, 8), np.uint8), test_labels=np.zeros(0, np.uint8))(0)
 
 
@@ -229,16 +215,12 @@ def test_npz_label_gap(tmp_path):
 def test_npz_stray_label(tmp_path):
     labels = arrays()["train_labels"].astype(np.int64)
     labels[3] = 10**12
-    with pytest.raises(
-        DataError, match=r"the training labels hold 1000000000000, but the classes .* are 0 to 119"
-    ):
+    with pytest.raises(DataError, match=r"the training labels hold 1000000000000, but the classes .* are 0 to 119"):
         saved(tmp_path, train_labels=labels)(0)
 
 
 def test_npz_test_label_that_training_does_not_have(tmp_path):
-    with pytest.raises(
-        DataError, match="the test labels hold 6, but the classes of the training images are 0 to 5"
-    ):
+    with pytest.raises(DataError, match="the test labels hold 6, but the classes of the training images are 0 to 5"):
         saved(tmp_path, test_labels=np.full(18, 6))(0)
 
 

@@ -35,8 +35,7 @@ def test_nearest_repeats_pixels():
 def test_bicubic_differs_from_bilinear():
     image = noise(1, 8, 8)
     linear, cubic = (
-        in_memory(image, Preprocessing(size=16, interpolation=name)).pixels
-        for name in ("bilinear", "bicubic")
+        in_memory(image, Preprocessing(size=16, interpolation=name)).pixels for name in ("bilinear", "bicubic")
     )
     assert not torch.equal(linear, cubic)
 
@@ -142,9 +141,7 @@ def test_exif_orientation(tmp_path, orientation):
 
 
 def test_damaged_exif_does_not_hide_the_picture(tmp_path):
-    ours = shown(
-        Image.new("RGB", (8, 8), "white"), tmp_path, "photo.jpg", exif=b"Exif\0\0garbage, not a TIFF"
-    )
+    ours = shown(Image.new("RGB", (8, 8), "white"), tmp_path, "photo.jpg", exif=b"Exif\0\0garbage, not a TIFF")
     assert ours.min() == 255
 
 

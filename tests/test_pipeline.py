@@ -11,7 +11,7 @@ from tiny import raw_pipeline
 from compress.errors import ConfigError
 from compress.losses import KD, CrossEntropy
 from compress.pipeline import Pipeline, parsed, read
-from compress.train import Training
+from compress.recipe import Training
 from compress.yamlfile import MOST_BYTES, apply_override, parse_yaml
 
 SHIPPED = sorted((Path(__file__).parent.parent / "pipelines").rglob("*.yaml"))
@@ -183,7 +183,11 @@ def test_slug_is_a_folder_name(name: str, slug: str) -> None:
 def test_all_errors_of_a_file_at_once() -> None:
     raw = {
         "data": {"digits": {"size": 4}},
-        "teacher": {"model": {"resnet18": {"stm": "small", "weights": [1]}}, "weigths": "r.pth", "training": {"epochs": -1}},
+        "teacher": {
+            "model": {"resnet18": {"stm": "small", "weights": [1]}},
+            "weigths": "r.pth",
+            "training": {"epochs": -1},
+        },
         "student": "mobilnet_v2",
         "stages": [{"distill": {"losses": [{"kd": {"temperature": 0}}]}}, "pruned"],
         "sead": 1,
@@ -204,7 +208,8 @@ def test_all_errors_of_a_file_at_once() -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"student": None}, "student: should be a name, or one `name: {key: value}`"),
     ({"student": {"mobilenet_v2": {"wdith": 1}}}, "student.mobilenet_v2.wdith: no such key. Did you mean 'width'?"),
-    ({"student": {"mobilenet_v2": 3}}, "student.mobilenet_v2: should be a valid dictionary or instance of mobilenet_v2, not 3"),
+    ({"student": {"mobilenet_v2": 3}},
+     "student.mobilenet_v2: should be a valid dictionary or instance of mobilenet_v2, not 3"),
     ({"student": {"mobilenet_v2": {"weights": {}}}}, "student.mobilenet_v2.weights: should be a valid string"),
     ({"teacher": {"weights": "r.pth"}}, "teacher.model: is missing"),
     ({"teacher": {"model": {"resnet18": {"weights": "a.pth"}}, "weights": "b.pth"}},
@@ -274,8 +279,10 @@ def overridden(text: str, *overrides: str) -> Any:
         ("data: {digits: null}", "data.digits.size=16", {"data": {"digits": {"size": 16}}}),
         ("student: a", "student=b", {"student": "b"}),
         ("student: a", "student={b: {width: 0.5}}", {"student": {"b": {"width": 0.5}}}),
-        ("stages: [distill, prune]", "stages.prune.keep_macs=0.4", {"stages": ["distill", {"prune": {"keep_macs": 0.4}}]}),
-        ("stages: [distill, prune]", "stages.1.prune.keep_macs=0.4", {"stages": ["distill", {"prune": {"keep_macs": 0.4}}]}),
+        ("stages: [distill, prune]", "stages.prune.keep_macs=0.4",
+         {"stages": ["distill", {"prune": {"keep_macs": 0.4}}]}),
+        ("stages: [distill, prune]", "stages.1.prune.keep_macs=0.4",
+         {"stages": ["distill", {"prune": {"keep_macs": 0.4}}]}),
         ("stages: [{prune: {align: 8}}]", "stages.prune.training.epochs=0",
          {"stages": [{"prune": {"align": 8, "training": {"epochs": 0}}}]}),
         ("stages: [a, b]", "stages.1=c", {"stages": ["a", "c"]}),
@@ -309,8 +316,10 @@ def test_an_override_does_not_reach_through_an_alias() -> None:
         ("seed=!!python/name:os.system", "--set seed=!!python/name:os.system: the value is not valid YAML"),
         ("seed.x=3", "--set seed.x=3: seed is 0, which has no x"),
         ("stages.2.prune.align=8", "--set stages.2.prune.align=8: there are 2 items, counted from 0, and no 2"),
-        ("stages.quantize=1", "--set stages.quantize=1: no item is called 'quantize' (there are: prune, prune); give a position from 0"),
-        ("stages.prune.align=8", "--set stages.prune.align=8: 2 items are called 'prune' (there are: prune, prune); give a position from 0"),
+        ("stages.quantize=1",
+         "--set stages.quantize=1: no item is called 'quantize' (there are: prune, prune); give a position from 0"),
+        ("stages.prune.align=8",
+         "--set stages.prune.align=8: 2 items are called 'prune' (there are: prune, prune); give a position from 0"),
         ("stages.0.distill.x=8", "--set stages.0.distill.x=8: 0 is 'prune', which has no distill"),
     ],
 )  # fmt: skip

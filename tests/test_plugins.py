@@ -23,7 +23,7 @@ from compress.losses import LOSSES, Loss
 from compress.models import MODELS
 from compress.net import Net
 from compress.stages import STAGES
-from compress.train import Training
+from compress.recipe import Training
 
 
 class Margin(Config):
@@ -140,20 +140,16 @@ def test_plugin_of_another_kind_of_file(tmp_path: Path) -> None:
     assert refusal(path) == f"plugin {path} failed: ImportError: its name should end in .py; mend or omit it"
 
 
+MEMBER = "class Member(Config):\n    name: ClassVar[str] = 'new'\n"
+CALLED = MEMBER + "    def __call__(self, *_): ...\n"
 UNFIT = [
-    ("def margin(batch): return 0\nLOSSES['margin'] = margin",
-     "losses: 'margin' should be a class derived from compress.config.Config"),
-    ("class Margin(Config):\n    name: ClassVar[str] = 'other'\nLOSSES['margin'] = Margin",
-     "losses: 'margin' should have `name: ClassVar[str] = 'margin'`"),
-    ("class Margin(Config):\n    name: ClassVar[str] = 'margin'\nLOSSES['margin'] = Margin",
-     "losses: 'margin' should have a method __call__"),
-    ("class Margin(Config):\n    name: ClassVar[str] = 'margin'\n    def __call__(self, batch): ...\nLOSSES['margin'] = Margin",
-     "losses: 'margin' lacks needs_teacher"),
-    ("class Shrink(Config):\n    name: ClassVar[str] = 'shrink'\n    def __call__(self, net, env): ...\nSTAGES['shrink'] = Shrink",
-     "stages: 'shrink' lacks training and losses"),
-    ("class Bare(Config):\n    name: ClassVar[str] = 'bare'\n    def __call__(self, seed): ...\nDATASETS['bare'] = Bare",
-     "data: 'bare' lacks size and channels"),
-]  # fmt: skip
+    ("LOSSES['new'] = print", "losses: 'new' should be a class derived from compress.config.Config"),
+    (f"{CALLED}LOSSES['other'] = Member", "losses: 'other' should have `name: ClassVar[str] = 'other'`"),
+    (f"{MEMBER}LOSSES['new'] = Member", "losses: 'new' should have a method __call__"),
+    (f"{CALLED}LOSSES['new'] = Member", "losses: 'new' lacks needs_teacher"),
+    (f"{CALLED}STAGES['new'] = Member", "stages: 'new' lacks training and losses"),
+    (f"{CALLED}DATASETS['new'] = Member", "data: 'new' lacks size and channels"),
+]
 
 
 @pytest.mark.parametrize(("text", "problem"), UNFIT, ids=[problem[:30] for _, problem in UNFIT])

@@ -77,9 +77,7 @@ FULL = Report(
     pipeline_yaml="name: mobilenet\nseed: 0\n",
     command="compress run pipelines/mobilenet.yaml",
 )
-MANY = tuple(
-    row(f"a-rather-long-stage-name-{i}", 98 - 0.05 * i, 9_000_000 - 90_000 * i, 0.7) for i in range(10)
-)
+MANY = tuple(row(f"a-rather-long-stage-name-{i}", 98 - 0.05 * i, 9_000_000 - 90_000 * i, 0.7) for i in range(10))
 VARIANTS = {
     "full": FULL,
     "no teacher": replace(FULL, teacher=None, rows=FULL.rows[1:]),
@@ -88,9 +86,7 @@ VARIANTS = {
     "twelve rows": replace(FULL, rows=(TEACHER, BASELINE, *MANY)),
     "not pruned": replace(FULL, layers=()),
     "no curves": replace(FULL, curves=()),
-    "empty curves": replace(
-        FULL, curves=(Curve("distill", ()), Curve("prune", ({"epoch": 1, "loss": None},)))
-    ),
+    "empty curves": replace(FULL, curves=(Curve("distill", ()), Curve("prune", ({"epoch": 1, "loss": None},)))),
     "untrained": replace(FULL, verdict="untrained"),
     "hostile": replace(
         FULL,
@@ -189,9 +185,7 @@ def test_another_process_writes_the_same_bytes(written: dict[str, Path], tmp_pat
 
 
 def test_missing_report() -> None:
-    with pytest.raises(
-        ArtifactError, match=r"nowhere/report\.json does not exist. Give the folder of a finished"
-    ):
+    with pytest.raises(ArtifactError, match=r"nowhere/report\.json does not exist. Give the folder of a finished"):
         read(Path("nowhere"))
 
 
@@ -230,9 +224,7 @@ def test_a_report_names_rows_it_has() -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(
-        ResourceError, match=r"cannot be written to .*run: .*choose another folder with --out"
-    ):
+    with pytest.raises(ResourceError, match=r"cannot be written to .*run: .*choose another folder with --out"):
         write(FULL, tmp_path / "run")
 
 
@@ -241,9 +233,7 @@ def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     write(replace(FULL, rows=(*FULL.rows[:-1], odd)), tmp_path)
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["rows"][-1]["throughput"] is None
-    line = next(
-        line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| quantize")
-    )
+    line = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| quantize"))
     assert [cell.strip() for cell in line.split("|")][7] == "–"
 
 
@@ -252,9 +242,7 @@ def test_nothing_is_fetched_and_the_page_is_small(name: str, written: dict[str, 
     path = written[name] / "report.html"
     assert path.stat().st_size <= 6_000_000
     page = Page(path.read_text())
-    assert not [
-        (tag, attrs) for tag, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "action"}
-    ]
+    assert not [(tag, attrs) for tag, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "action"}]
     assert [tag for tag, _ in page.tags].count("script") == 3
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -379,16 +367,12 @@ def test_the_judgement(verdict, met: tuple[bool, ...], text: str) -> None:
     assert wording.judgement(replace(FULL, verdict=verdict, budget=budget)) == text
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"), [(["avx2"], True), (["avx_vnni"], False), ([], False), (None, False)]
-)
+@pytest.mark.parametrize(("flags", "told"), [(["avx2"], True), (["avx_vnni"], False), ([], False), (None, False)])
 def test_int8_that_is_slower_is_said_plainly(flags: list[str] | None, told: bool) -> None:
     slow = replace(QUANTIZED, latency_ms=Latency(0.9, 1, 1))
     report = replace(FULL, rows=(*FULL.rows[:-1], slow), environment={"flags": flags})
     first, *others = wording.warnings(report)
-    assert first.startswith(
-        "int8 is slower than float on this machine: quantize takes 0.900 ms, prune in float 0.463"
-    )
+    assert first.startswith("int8 is slower than float on this machine: quantize takes 0.900 ms, prune in float 0.463")
     assert ("VNNI" in first) is told
     assert tuple(others) == FULL.warnings
     assert wording.warnings(FULL) == FULL.warnings
@@ -419,11 +403,7 @@ def test_labels_hide_neither_points_nor_each_other() -> None:
         for point, (right, down) in zip(scatter.points, scatter.offsets, strict=True):
             low, high = (math.log10(end) for end in scatter.x_range)
             x = (math.log10(point.x) - low) / (high - low) * width
-            y = (
-                (scatter.y_range[1] - point.y)
-                / (scatter.y_range[1] - scatter.y_range[0])
-                * labels.PLOT_HEIGHT
-            )
+            y = (scatter.y_range[1] - point.y) / (scatter.y_range[1] - scatter.y_range[0]) * labels.PLOT_HEIGHT
             half = labels.LETTER * len(point.name) / 2
             boxes += [
                 (x - 6, y - 6, x + 6, y + 6),
@@ -444,19 +424,13 @@ def test_the_axes_hold_every_point_and_two_ticks() -> None:
                 assert scatter.y_range[0] < point.low <= point.y <= point.high < scatter.y_range[1]
 
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("name", ["full", "two rows", "hostile"])
-def test_a_browser_draws_every_chart_without_complaint(
-    name: str, written: dict[str, Path], tmp_path: Path
-) -> None:
-    options = (
-        "--headless --no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=5000"
-    )
+def test_a_browser_draws_every_chart_without_complaint(name: str, written: dict[str, Path], tmp_path: Path) -> None:
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=5000"
     command = [
         str(BROWSER),
         *options.split(),

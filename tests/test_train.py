@@ -12,17 +12,8 @@ from compress.data.base import InMemory, Split
 from compress.edits.quantizers import ActivationQuantizer
 from compress.errors import DataError, TrainingError
 from compress.losses import KD, CrossEntropy
-from compress.train import (
-    Progress,
-    Training,
-    accuracy,
-    batch_size_for,
-    fit,
-    optimizer_for,
-    predict,
-    schedule_for,
-    update_average,
-)
+from compress.recipe import Training, optimizer_for, schedule_for
+from compress.train import Progress, accuracy, batch_size_for, fit, predict, update_average
 
 CPU = torch.device("cpu")
 LABELS = (CrossEntropy(),)

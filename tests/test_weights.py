@@ -77,9 +77,7 @@ def test_a_classifier_of_other_classes_is_replaced_and_said_to_be(tmp_path: Path
     state, net = network(classes=10, seed=1).state_dict(), network()
     fresh = {key: value.clone() for key, value in net.state_dict().items()}
     path = saved(tmp_path / "w.pth", state)
-    assert loaded(path, net) == (
-        f"{path}: the classifier was replaced, 10 classes became 4, and starts untrained",
-    )
+    assert loaded(path, net) == (f"{path}: the classifier was replaced, 10 classes became 4, and starts untrained",)
     assert same(net, state | {key: fresh[key] for key in ("3.weight", "3.bias")})
 
 
@@ -210,8 +208,8 @@ def test_another_architecture(tmp_path: Path) -> None:
 def test_another_width(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", network(width=16).state_dict())
     assert refusal(path) == (
-        f"{path} does not fit mobile: 7 tensors have another shape, first 0.weight with (16, 3, 3, 3) where (8, 3, 3, 3) "
-        "is needed."
+        f"{path} does not fit mobile: 7 tensors have another shape, first 0.weight with (16, 3, 3, 3) where "
+        "(8, 3, 3, 3) is needed."
     )
 
 
@@ -307,7 +305,7 @@ def test_densenets_old_names_are_brought_up_to_date(monkeypatch: pytest.MonkeyPa
 
 
 def test_published_weights_of_a_name_that_is_none() -> None:
-    with pytest.raises(ModelError, match="torchvision has no weights 'IMAGENET1K_V3' for resnet50. Did you mean"):
+    with pytest.raises(ModelError, match=r"torchvision has no weights 'IMAGENET1K_V3' for resnet50\. Did you mean"):
         published("resnet50", "IMAGENET1K_V3")
 
 

@@ -95,15 +95,11 @@ def _check_labels(where: str, splits: Sequence[Split], classes: int) -> None:
         )
 
 
-def _per_channel(
-    where: str, key: str, given: tuple[float, ...] | None, channels: int
-) -> tuple[float, ...] | None:
+def _per_channel(where: str, key: str, given: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
     if given is None or len(given) == channels:
         return given
     if len(given) != 1:
-        raise DataError(
-            f"{where}: {key} has {len(given)} numbers for {channels} channels; give one, or one a channel."
-        )
+        raise DataError(f"{where}: {key} has {len(given)} numbers for {channels} channels; give one, or one a channel.")
     return given * channels
 
 
@@ -157,8 +153,7 @@ def _repeated(train: Split, test: Split) -> list[str]:
     if count == 0:
         return []
     return [
-        f"{count} of {len(test)} test images stand in the training set too, pixel for pixel; "
-        "the accuracy is flattered."
+        f"{count} of {len(test)} test images stand in the training set too, pixel for pixel; the accuracy is flattered."
     ]
 
 

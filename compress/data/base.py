@@ -16,7 +16,7 @@ from compress.config import Config
 from compress.errors import DataError
 
 
-class MissingData(DataError):  # noqa: N818 - reads as what it says: the data are missing
+class MissingData(DataError):
     """The images are not there and cannot be had, as opposed to images that are there and broken."""
 
 

@@ -58,8 +58,7 @@ def _data(prep: Preprocessing, path: Path, source: Any, seed: int) -> Data:
     root = Path(os.path.expanduser(path))
     train, test = _fetched(source, root, train=True), _fetched(source, root, train=False)
     given = {
-        name: (part.data, np.array(part.targets, dtype=np.int64))
-        for name, part in (("train", train), ("test", test))
+        name: (part.data, np.array(part.targets, dtype=np.int64)) for name, part in (("train", train), ("test", test))
     }
     splits = [Split(in_memory(images, prep), labels) for images, labels in complete(given, seed)]
     return assemble(prep, source.__name__, splits, train.classes, mirror=True)

@@ -28,7 +28,6 @@ class Digits(Preprocessing):
         images = np.rint(raw.images * (255 / 16)).astype(np.uint8)
         labels = raw.target.astype(np.int64)
         splits = [
-            Split(in_memory(images[part], self), labels[part])
-            for part in stratified(labels, seed, val=0.1, test=0.3)
+            Split(in_memory(images[part], self), labels[part]) for part in stratified(labels, seed, val=0.1, test=0.3)
         ]
         return assemble(self, self.name, splits, [str(n) for n in range(10)], mirror=False, embedded=True)

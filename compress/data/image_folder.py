@@ -50,9 +50,7 @@ class ImageFolder(Preprocessing):
         names = _class_names(folders)
         given, warnings = _index(folders, names)
         splits, content = self._splits(root, complete(given, seed))
-        return assemble(
-            self, str(root), splits, names, mirror=self.mirror, content=content, warnings=warnings
-        )
+        return assemble(self, str(root), splits, names, mirror=self.mirror, content=content, warnings=warnings)
 
     def _splits(self, root: Path, files: Sequence[Labelled]) -> tuple[list[Split], str | None]:
         """The splits, decoded if they fit; if not, what stands for their content in the fingerprint."""
@@ -165,9 +163,7 @@ def _files(folder: Path) -> tuple[list[str], list[str]]:
     return images, others
 
 
-def _cheap_hash(
-    root: Path, prep: Preprocessing, paths: Sequence[Sequence[str]], labels: Sequence[np.ndarray]
-) -> str:
+def _cheap_hash(root: Path, prep: Preprocessing, paths: Sequence[Sequence[str]], labels: Sequence[np.ndarray]) -> str:
     """What stands for the content of too many files to read: paths, sizes, labels, 2,048 files' bytes.
 
     Reading all of ImageNet takes minutes to hours. Times of change are left out: a copy of the data is the
@@ -176,9 +172,7 @@ def _cheap_hash(
     digest = hashlib.sha256(repr(prep.model_dump(exclude={"path"})).encode())
     everything = [path for split in paths for path in split]
     problems: list[str] = []
-    sample = set(
-        np.linspace(0, len(everything) - 1, min(SAMPLE, len(everything))).round().astype(int).tolist()
-    )
+    sample = set(np.linspace(0, len(everything) - 1, min(SAMPLE, len(everything))).round().astype(int).tolist())
     for index, path in enumerate(everything):
         try:
             size = os.stat(path).st_size

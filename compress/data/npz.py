@@ -58,9 +58,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\3\4":
-                raise DataError(
-                    f"{path} is not an .npz archive (a zip of arrays); write it with numpy.savez."
-                )
+                raise DataError(f"{path} is not an .npz archive (a zip of arrays); write it with numpy.savez.")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {key: _array(path, key, archive) for key in archive.files if key in KEYS}

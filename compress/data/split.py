@@ -23,9 +23,7 @@ def complete(given: Mapping[str, Labelled], seed: int) -> list[Labelled]:
     return [train, given.get("val", val), given.get("test", test)]
 
 
-def stratified(
-    labels: np.ndarray, seed: int, val: float, test: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stratified(labels: np.ndarray, seed: int, val: float, test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Disjoint indices (train, val, test), each ascending, drawn by `seed`, every class in its proportion.
 
     `val` and `test` are shares of all examples; 0 gives no indices. Every class keeps at least one training

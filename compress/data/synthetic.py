@@ -40,9 +40,7 @@ class Synthetic(Preprocessing):
         for rng in streams:
             labels = rng.permutation(np.arange(self.samples) % self.classes)
             splits.append(Split(in_memory(_noisy(means, labels, rng), self), labels))
-        return assemble(
-            self, self.name, splits, [str(n) for n in range(self.classes)], mirror=False, embedded=True
-        )
+        return assemble(self, self.name, splits, [str(n) for n in range(self.classes)], mirror=False, embedded=True)
 
 
 def _pattern(size: int, rng: np.random.Generator) -> np.ndarray:

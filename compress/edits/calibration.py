@@ -42,7 +42,8 @@ def calibrate(module: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> Non
     def see_histogram(name: str, x: Tensor) -> None:
         low, high = extremes[name]
         if high > low:
-            histograms[name] += torch.histc(x.float(), BINS, low, high).double().cpu().numpy()
+            # A zero is written exactly at any scale; behind a ReLU half of all values are, and would count as errors.
+            histograms[name] += torch.histc(x[x != 0].float(), BINS, low, high).double().cpu().numpy()
 
     for see in (see_extremes, see_histogram):
         with torch.no_grad(), _observed(module, quantizers, see):
@@ -55,7 +56,7 @@ def calibrate(module: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> Non
 def best_range(histogram: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """The part of [low, high] that rounds the counted values with the least squared error, as (minimum, maximum).
 
-    `histogram` counts values in equal bins between `low` ≤ 0 and `high` ≥ 0.
+    `histogram` counts values other than 0 in equal bins between `low` ≤ 0 and `high` ≥ 0.
     """
     if high <= low or not histogram.any():
         return low, high

@@ -57,9 +57,7 @@ def _scatter(scatter: charts.Scatter) -> Figure:
         "range": list(scatter.y_range),
         "nticks": 7,
     }
-    layout["annotations"] = [
-        _label(point, offset) for point, offset in zip(points, scatter.offsets, strict=True)
-    ]
+    layout["annotations"] = [_label(point, offset) for point, offset in zip(points, scatter.offsets, strict=True)]
     return {"data": traces, "layout": layout}
 
 

@@ -149,11 +149,7 @@ def _headline(
 
 
 def _shown(value: float, field: str) -> str:
-    return (
-        numbers.milliseconds(value)
-        if field == "p50"
-        else numbers.scaled(value, "B" if field == "bytes" else "")
-    )
+    return numbers.milliseconds(value) if field == "p50" else numbers.scaled(value, "B" if field == "bytes" else "")
 
 
 def _figure(row: Row, field: str) -> float:

@@ -10,7 +10,8 @@ from compress.data.base import Data
 from compress.events import Listener, ignore
 from compress.losses.base import Loss
 from compress.net import Net
-from compress.train import Progress, Training, fit
+from compress.recipe import Training
+from compress.train import Progress, fit
 
 
 def forget(*anything: object) -> None:

@@ -96,9 +96,7 @@ def prune_channels(
     _restore(pruned, module)
     notes = [f"Not pruned: {group.name}, {group.reason}." for group in groups if group.reason]
     notes += [f"Not pruned: {name}, {importance!r} finds nothing to go by." for name in unscored]
-    narrow = [
-        f"{group.name} ({group.width})" for (group, _), fixed in zip(scored, plan.fixed, strict=True) if fixed
-    ]
+    narrow = [f"{group.name} ({group.width})" for (group, _), fixed in zip(scored, plan.fixed, strict=True) if fixed]
     if narrow:
         notes.insert(0, f"Too narrow for a smaller multiple of {plan.align} (channels): {', '.join(narrow)}.")
     aligned = f"The widths of pruned layers are multiples of {plan.align}"
@@ -109,9 +107,7 @@ def prune_channels(
 
 def _check_arguments(keep_macs: float, importance: str, align: int | None) -> None:
     if not 0 < keep_macs < 1:
-        raise ConfigError(
-            f"keep_macs is a fraction of the MACs, more than 0 and less than 1, not {keep_macs:g}."
-        )
+        raise ConfigError(f"keep_macs is a fraction of the MACs, more than 0 and less than 1, not {keep_macs:g}.")
     if importance not in IMPORTANCES:
         raise ConfigError(f"importance: no {importance!r} here.{near(importance, IMPORTANCES)}")
     if align is not None and align < 1:
@@ -141,9 +137,7 @@ def _used_positions(module: nn.Module, example: Tensor) -> dict[str, int]:
     return positions
 
 
-def _chosen(
-    groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]
-) -> list[ChannelGroup]:
+def _chosen(groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]) -> list[ChannelGroup]:
     """The groups that can be cut and that the patterns leave to be cut."""
     _check_patterns(groups, include, exclude)
 
@@ -179,13 +173,9 @@ def _scored(
 ) -> tuple[list[tuple[ChannelGroup, Scored]], list[str]]:
     """The groups with the importance of their channels, and the names of those that have none."""
     found = [(group, bundle_scores(group, importance, seed)) for group in groups]
-    scored = [
-        (group, Scored(group.width, group.bundle, scores)) for group, scores in found if scores is not None
-    ]
+    scored = [(group, Scored(group.width, group.bundle, scores)) for group, scores in found if scores is not None]
     if not scored:
-        raise ConfigError(
-            f"importance: {importance!r} has nothing to go by in this network; 'l2' always has."
-        )
+        raise ConfigError(f"importance: {importance!r} has nothing to go by in this network; 'l2' always has.")
     return scored, [group.name for group, scores in found if scores is None]
 
 

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
 from compress.net import Net
+from compress.recipe import Training
 from compress.stages.base import Env, teach
-from compress.train import Training
 
 
 class Distill(Config):

@@ -7,9 +7,9 @@ from compress.edits.channels import Channels
 from compress.edits.macs import count_macs
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net, build
+from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
 from compress.stages.channel_pruning import prune_channels
-from compress.train import Training, filled
 
 
 class Prune(Config):

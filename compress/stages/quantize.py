@@ -13,8 +13,9 @@ from compress.edits.quantizers import Quantizers
 from compress.errors import DataError
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
+from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
-from compress.train import Training, filled, inputs_of
+from compress.train import inputs_of
 
 FEW_IMAGES = 100
 BATCH = 64
