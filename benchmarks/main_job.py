@@ -1,9 +1,9 @@
 """The main job's promises, measured: `make bench`.
 
 Runs pipelines/mobilenet.yaml for seeds 0, 1 and 2 and seed 0 once more, each from scratch through the command line,
-takes time and memory from the operating system, reads accuracy from the reports, and opens the int8 files in ONNX
-Runtime 1.18 (in .venv-old). Prints a table against the bounds, writes benchmarks/main_job.json, and exits 1 if one is missed.
-About half an hour on two cores.
+takes time and memory from the operating system, reads accuracy from the reports, and opens the int8 files in
+ONNX Runtime 1.18 (in .venv-old). Prints a table against the bounds, writes benchmarks/main_job.json, and exits 1 if
+one is missed. About half an hour on two cores.
 
     python benchmarks/main_job.py [--work FOLDER]
 """
