@@ -12,7 +12,7 @@ from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.preflight import stand_in, untrained
 from compress.recipe import Training
-from compress.smoke import made_up
+from compress.smoke import made_up, without_fetching
 from compress.stages import Env
 from compress.train import batch_size_for
 
@@ -85,7 +85,7 @@ def plan(pipeline: Pipeline) -> Plan:
 def look_at_data(pipeline: Pipeline) -> tuple[Data, int | None, list[str]]:
     """The data or a stand-in, the number of training images if known, and what was assumed."""
     try:
-        found = pipeline.data(pipeline.seed)
+        found = without_fetching(pipeline)
     except MissingData as error:
         images = KNOWN.get(pipeline.data.name, (None, None))[0]
         return (

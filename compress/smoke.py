@@ -3,6 +3,7 @@
 from typing import Any
 
 from compress.data import Data, MissingData
+from compress.data.cifar import Cifar10, Cifar100
 from compress.data.synthetic import Synthetic
 from compress.pipeline import Budget, Model, Pipeline
 from compress.recipe import Training
@@ -58,10 +59,18 @@ def few_images(pipeline: Pipeline, warnings: list[str]) -> Data:
     given: Any = pipeline.data
     count = IMAGES if given.size < LARGE else IMAGES_LARGE
     try:
-        return pipeline.data(pipeline.seed).smaller(count)
+        return without_fetching(pipeline).smaller(count)
     except MissingData as error:
         warnings.append(f"made-up images stand in for the data, which are missing: {error}")
     return made_up(pipeline, count)
+
+
+def without_fetching(pipeline: Pipeline) -> Data:
+    """The pipeline's data; raises MissingData where they would have to be downloaded first, or are not there."""
+    given = pipeline.data
+    if isinstance(given, Cifar10 | Cifar100) and not given.on_disk():
+        raise MissingData(f"{given.name} is not in {given.path} yet; a full run fetches it")
+    return given(pipeline.seed)
 
 
 def made_up(pipeline: Pipeline, samples: int) -> Data:

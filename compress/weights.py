@@ -20,6 +20,8 @@ from compress.config import near
 from compress.errors import ModelError
 from compress.models.torchvision import TORCHVISION
 
+# Their published weights come with `transform_input=True`, a second normalisation inside the network.
+RESCALING = ("googlenet", "inception_v3")
 FILES = (".safetensors", ".pt", ".pth")
 TIMEOUT_S = 20.0  # of silence, after which a download is given up
 WEB_PAGE = re.compile(rb"<(!doctype|!--|html|head|body|\?xml|error)")
@@ -50,6 +52,11 @@ def published(model: str, weights: str) -> Any:
         raise ModelError(
             f"{model} is not one of torchvision's models, so there are no published weights {weights!r} for it; "
             f"give a file ({', '.join(FILES)})"
+        )
+    if model in RESCALING:
+        raise ModelError(
+            f"torchvision's weights for {model} want images scaled in their own way, which would be wrong here without "
+            "a word; choose another model, or leave weights out"
         )
     entries = torchvision.models.get_model_weights(model)
     if weights not in entries.__members__:

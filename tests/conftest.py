@@ -1,12 +1,25 @@
 """What several test files share: annotated shapes that are checked, and small images and networks."""
 
+import os
 from collections.abc import Callable
+
+# Several processes share the cores: threads of one would wait for those of another. Also for what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
 
 # Before anything imports them: from here on every call of a loss checks the shapes that it is annotated with.
 install_import_hook("compress.losses", "beartype.beartype")
+
+
+SLOWEST_FIRST = ("test_shipped_pipelines", "test_readme", "test_cli", "test_runner", "test_report", "test_export")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand the slowest files out first, so that no process is left alone with one at the end."""
+    rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")

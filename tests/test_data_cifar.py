@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -157,3 +158,11 @@ def test_cifar_connection_that_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", cut)
     with pytest.raises(MissingData, match=r"cannot be downloaded \(\[Errno 104\] Connection reset by peer\)"):
         Cifar10(path=tmp_path)(0)
+
+
+@pytest.mark.parametrize("kind", [Cifar10, Cifar100])
+def test_on_disk_says_whether_a_download_would_be_needed(kind: type[Cifar10 | Cifar100], tmp_path: Path) -> None:
+    assert not kind(path=tmp_path).on_disk()
+    source = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[kind.name]
+    (tmp_path / source).touch()
+    assert kind(path=tmp_path).on_disk()

@@ -331,3 +331,9 @@ def test_preprocessing_of_published_weights() -> None:
 )
 def test_is_file(weights: str, file: bool) -> None:
     assert is_file(weights) is file
+
+
+@pytest.mark.parametrize("model", ["googlenet", "inception_v3"])
+def test_published_weights_that_scale_images_themselves_are_refused(model: str) -> None:
+    with pytest.raises(ModelError, match="want images scaled in their own way"):
+        published(model, "IMAGENET1K_V1")

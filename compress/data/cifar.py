@@ -38,6 +38,10 @@ class Cifar10(Preprocessing):
         """The published test images, and the training images split by `seed`."""
         return _data(self, self.path, datasets.CIFAR10, seed)
 
+    def on_disk(self) -> bool:
+        """Whether nothing would have to be downloaded."""
+        return _on_disk(self.path, datasets.CIFAR10)
+
 
 class Cifar100(Preprocessing):
     """CIFAR-100, 60,000 images in 100 classes (Krizhevsky 2009, Learning Multiple Layers of Features).
@@ -52,6 +56,15 @@ class Cifar100(Preprocessing):
     def __call__(self, seed: int) -> Data:
         """The published test images, and the training images split by `seed`."""
         return _data(self, self.path, datasets.CIFAR100, seed)
+
+    def on_disk(self) -> bool:
+        """Whether nothing would have to be downloaded."""
+        return _on_disk(self.path, datasets.CIFAR100)
+
+
+def _on_disk(path: Path, source: Any) -> bool:
+    root = Path(os.path.expanduser(path))
+    return (root / source.base_folder).is_dir() or (root / source.filename).is_file()
 
 
 def _data(prep: Preprocessing, path: Path, source: Any, seed: int) -> Data:
