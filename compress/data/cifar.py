@@ -64,7 +64,7 @@ class Cifar100(Preprocessing):
 
 def _on_disk(path: Path, source: Any) -> bool:
     root = Path(os.path.expanduser(path))
-    return (root / source.base_folder).is_dir() or (root / source.filename).is_file()
+    return any((root / name).exists() for name in (source.base_folder, source.filename))
 
 
 def _data(prep: Preprocessing, path: Path, source: Any, seed: int) -> Data:
