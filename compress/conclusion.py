@@ -18,7 +18,7 @@ from compress.pipeline import Pipeline
 from compress.proof import Proof, Prover, require_agreement
 from compress.report import Curve, Layer, Report
 from compress.row import Latency, Row
-from compress.verdict import judge_budget, judge_run
+from compress.verdict import at_chance, judge_budget, judge_run
 
 MISSED = 5  # the exit code for a budget that was not kept
 
@@ -159,7 +159,13 @@ class Conclusion:
                 f"the teacher ({teacher.top1_onnx:.1f} %) is no better than the baseline "
                 f"({baseline.top1_onnx:.1f} %), so there is little to learn from it"
             )
-        if any(proof.int8 for proof in proofs) and not has_vnni(cpu_flags()):
+        if trained and at_chance(rows[-1], self.data.classes):
+            self.warn(
+                f"{rows[-1].net} is no better than guessing: {rows[-1].top1_onnx:.1f} % with {self.data.classes} classes; "
+                "train longer, lower training.lr, or look at the labels"
+            )
+        flags = cpu_flags()
+        if any(proof.int8 for proof in proofs) and flags and not has_vnni(flags):
             self.warn(
                 "this CPU has no VNNI or dot-product instructions: int8 is slow here and products may saturate, so "
                 "measure accuracy and latency again on the device"

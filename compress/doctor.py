@@ -37,4 +37,6 @@ def findings() -> Iterator[str]:
 def _int8(flags: list[str]) -> str:
     if has_vnni(flags):
         return "fast: dot-product instructions (VNNI or their like) are there"
+    if not flags:
+        return "unknown: the CPU's flags cannot be read on this system; `compress benchmark` measures it"
     return "slow, and u8·s8 products may saturate: no VNNI; measure before you ship, on the device itself"

@@ -1,5 +1,6 @@
 """The nets of a run: each made, or taken over where a finished one has the same key."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ import torch
 from compress import __version__, kept
 from compress.config import as_named, fingerprint, near
 from compress.data import Data
+from compress.environment import version
 from compress.errors import ArtifactError, ConfigError
 from compress.events import Event, Listener
 from compress.kept import Finished
@@ -31,7 +33,8 @@ class Maker:
 
     A net's key is a hash of all that determines it: versions, data, seed, plugins' code, the model with its weights'
     content, the stage, the key of the net before, and the teacher's where a loss listens to it. A stage's randomness
-    comes from its key, so a resumed run and a fresh one are the same.
+    comes from its key, so a resumed run and a fresh one are the same; its folder's name also depends on the device and
+    on the packages that build and cut nets.
     """
 
     pipeline: Pipeline
@@ -73,7 +76,9 @@ class Maker:
         keys["baseline"] = self.baseline_key
         for i, (stage, key) in enumerate(zip(self.pipeline.stages, self.keys(), strict=True)):
             keys[f"{i}-{stage.name}"] = key
-        return {label: self.out / "stages" / f"{label}-{key}" for label, key in keys.items()}
+        # These decide the bits as well, and yet a new version of one should not be another roll of the dice.
+        made_with = version("torchvision"), version("torch-pruning"), self.device.type
+        return {label: self.out / "stages" / f"{label}-{fingerprint(key, made_with)}" for label, key in keys.items()}
 
     def forget(self, start_from: str) -> None:
         """Throw away a stage's result and those of all that depend on it; raises ConfigError for an unknown name."""
@@ -193,7 +198,10 @@ class Maker:
 def model_key(model: Model) -> str:
     """Changes with the architecture and with the content of the weights."""
     path = Path(model.weights) if model.weights and is_file(model.weights) else None
-    content = fingerprint(path.read_bytes().hex()) if path and path.is_file() else None
+    content = None
+    if path and path.is_file():
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
     return fingerprint(model.written(), content)
 
 

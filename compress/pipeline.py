@@ -195,7 +195,15 @@ def resolved(pipeline: Pipeline) -> Pipeline:
         stage.model_copy(update={"losses": default_losses(pipeline)}) if stage.losses is None else stage  # type: ignore[attr-defined]
         for stage in pipeline.stages
     )
-    update: dict[str, Any] = {"stages": stages}
+    # Calibration alone trains nothing, whatever its default says.
+    stages = tuple(
+        s.model_copy(update={"training": s.training.model_copy(update={"epochs": 0})})
+        if isinstance(s, Quantize) and s.method == "ptq"
+        else s
+        for s in stages
+    )
+    pipeline = pipeline.model_copy(update={"stages": stages})
+    update: dict[str, Any] = {}
     if pipeline.baseline.training is None and pipeline.student.weights is None:
         update["baseline"] = Baseline(training=baseline_training(pipeline))
     if pipeline.teacher and pipeline.teacher.training is None and pipeline.teacher.model.weights is None:

@@ -76,7 +76,9 @@ class Prover:
         What is measured is kept in `kept` and taken over as long as key, versions and the file's bytes are the same.
         """
         target = self.out / path
-        made_of = fingerprint(key, name, self.config.model_dump(), self.data.fingerprint, ort.__version__, __version__)
+        made_of = fingerprint(
+            key, self.metadata(net, name), self.config.model_dump(), self.data.fingerprint, ort.__version__
+        )
         known = _known(kept / "proof.json", made_of)
         predictions = self.out / "predictions" / f"{name}.csv"
         if known and predictions.exists() and target.exists() and _sha256(target.read_bytes()) == known.sha256:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from compress.edits.graph import folded
 from compress.errors import CompressError, DataError
 from compress.pipeline import Pipeline
 from compress.preflight import ready, untrained
@@ -17,19 +18,20 @@ def objections(pipeline: Pipeline) -> Iterator[CompressError]:
     """All that would stop a smoke run, as far as it shows without training and exporting; nothing is downloaded."""
     brief = for_smoke(pipeline, [])
     try:
-        # These would be downloaded, and nothing in them depends on the pipeline.
+        # These may have to be downloaded; what the pipeline says of them is checked on made-up ones.
         data = made_up(brief, IMAGES) if brief.data.name in CLASSES else few_images(brief, []).smaller(IMAGES)
     except DataError as error:
         yield error
-        data = made_up(brief, IMAGES)
+        return
     if brief.teacher is not None:
         try:
-            ready(brief.teacher.model, data, brief.seed)
+            folded(ready(brief.teacher.model, data, brief.seed).module)
         except CompressError as error:
             yield type(error)(f"teacher: {error}")
     where = "student"
     try:
         net = ready(brief.student, data, brief.seed)
+        folded(net.module)  # what cannot be traced cannot be exported
         for i, stage in enumerate(brief.stages):
             where = f"stages.{i}.{stage.name}"
             env = Env(data=data, teachers=(), device=torch.device("cpu"), seed=brief.seed, stage=stage.name)

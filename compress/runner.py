@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from compress.conclusion import Conclusion, Outcome
+from compress.data import Data
 from compress.errors import BusyError, ConfigError, ResourceError
 from compress.events import Event, Listener, ignore
 from compress.making import Maker
@@ -61,6 +62,7 @@ def run(
         trail = maker.trail()
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
         outcome = Conclusion(pipeline, data, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
+        remove_stale(out, outcome, data)
         write(outcome.report, out)
         tell({
             "event": "finished", "verdict": outcome.report.verdict, "exit_code": outcome.exit_code, "time": time.time()
@@ -72,6 +74,16 @@ def about(pipeline: Pipeline) -> dict[str, str]:
     """How images must be brought to the net's size, for the files' metadata."""
     written = pipeline.data.model_dump(mode="json")  # type: ignore[attr-defined]
     return {key: str(written[key]) for key in ("resize", "interpolation") if key in written}
+
+
+def remove_stale(out: Path, outcome: Outcome, data: Data) -> None:
+    """Remove files, predictions and test images of an earlier pipeline in the same folder."""
+    rows = (*outcome.report.rows, *outcome.report.alternatives)
+    current = {out / row.onnx for row in rows} | {out / "predictions" / f"{row.net}.csv" for row in rows}
+    for old in {*(out / "models").rglob("*.onnx"), *(out / "predictions").glob("*.csv")} - current:
+        old.unlink()
+    if not data.embedded:
+        (out / "test.npz").unlink(missing_ok=True)
 
 
 def pick_device(name: str) -> torch.device:

@@ -76,9 +76,12 @@ def without_fetching(pipeline: Pipeline) -> Data:
 def made_up(pipeline: Pipeline, samples: int) -> Data:
     """Images to stand in for data that are not there: as many classes and pixels, at most `samples` of them a split.
 
-    Where the number of classes is not known, 10.
+    Where the number of classes is not known, 10. Raises DataError where mean, std or class names do not fit.
     """
     given: Any = pipeline.data
-    classes = len(given.class_names or ()) or CLASSES.get(given.name, 10)
-    made = Synthetic(size=given.size, channels=given.channels, classes=classes, samples=max(classes, samples))
+    classes = CLASSES.get(given.name) or len(getattr(given, "class_names", None) or ()) or 10
+    taken_over = {key: getattr(given, key, None) for key in ("mean", "std", "class_names")}
+    made = Synthetic(
+        size=given.size, channels=given.channels, classes=classes, samples=max(classes, samples), **taken_over
+    )
     return made(pipeline.seed).smaller(samples)

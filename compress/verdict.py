@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from compress.measure.accuracy import wilson
 from compress.pipeline import Budget
 from compress.report.content import Limit, Verdict
 from compress.row import Row
@@ -25,8 +26,8 @@ def judge_budget(budget: Budget, result: Row, baseline: Row) -> tuple[Limit, ...
 
 
 def at_chance(row: Row, classes: int) -> bool:
-    """Whether a net's interval does not exclude guessing."""
-    return row.top1_low <= 100 / classes
+    """Whether the 95 % interval of a file's accuracy does not exclude guessing."""
+    return wilson(row.top1_onnx, row.samples)[0] <= 100 / classes
 
 
 def judge_run(budget: Sequence[Limit], result: Row, classes: int, trained: bool) -> Verdict:

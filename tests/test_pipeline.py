@@ -405,3 +405,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory; give a YAML file"):
         read(tmp_path)
+
+
+def test_calibration_alone_adds_no_epochs_to_the_baseline() -> None:
+    training = {"epochs": 3}
+    stages = [{"distill": {"training": training}}, {"quantize": {"method": "ptq"}}]
+    raw = {"name": "x", "data": "digits", "teacher": "resnet18", "student": "mobilenet_v2", "stages": stages}
+    pipeline = parsed(raw, "x.yaml")
+    assert pipeline.stages[1].training.epochs == 0
+    assert pipeline.baseline.training is not None
+    assert pipeline.baseline.training.epochs == 3

@@ -248,6 +248,14 @@ def test_a_file_that_disagrees_with_its_net_is_exit_code_4(tmp_path: Path, monke
     assert (tmp_path / "report.html").exists()
 
 
+def test_files_of_an_earlier_pipeline_do_not_stay(tmp_path: Path) -> None:
+    run(untrained(), tmp_path)
+    assert (tmp_path / "models" / "quantize.int8.onnx").exists()
+    run(untrained(stages=[{"prune": {"keep_macs": 0.6, "training": {"epochs": 0}}}]), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "models").rglob("*.onnx")) == ["baseline.onnx", "prune.onnx"]
+    assert sorted(p.stem for p in (tmp_path / "predictions").iterdir()) == ["baseline", "prune"]
+
+
 def test_nothing_trained_is_untrained_and_exit_code_0(tmp_path: Path) -> None:
     outcome = run(untrained(budget={"max_bytes": 10}), tmp_path)
     assert (outcome.exit_code, outcome.report.verdict) == (0, "untrained")
@@ -261,6 +269,7 @@ def test_a_net_at_chance_is_a_failed_verdict(tmp_path: Path) -> None:
     stages = [{"quantize": {"training": training}}]
     outcome = run(tiny_pipeline(teacher=None, stages=stages, baseline={"training": training}), tmp_path)
     assert (outcome.exit_code, outcome.report.verdict) == (5, "fail")
+    assert any("no better than guessing" in warning for warning in outcome.report.warnings)
 
 
 def test_first_stage_other_than_distill_starts_from_the_baseline(tmp_path: Path) -> None:

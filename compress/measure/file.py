@@ -1,11 +1,11 @@
 """What an ONNX file holds and what runs of it cost, read off the graph and ONNX Runtime's optimised form of it."""
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
@@ -13,6 +13,9 @@ from onnx import ModelProto, NodeProto
 from compress.errors import ExportError
 
 FLOAT_CONVS = ("Conv", "FusedConv", "NhwcFusedConv")
+# Which dimensions of the output are positions: a Conv gives (batch, channels, *positions), a MatMul channels last.
+POSITIONS = {"Conv": slice(2, None), "MatMul": slice(1, -1), "Gemm": slice(0, 0)}
+PASSED_ON = ("DequantizeLinear", "QuantizeLinear", "Transpose")
 INT8_CONVS = ("QLinearConv", "ConvInteger")
 HARD = ("Clip", "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Mul", "Softmax")
 
@@ -39,42 +42,46 @@ def session(model: Path | bytes, threads: int = 1, optimized: Path | None = None
 def count_macs(model: ModelProto) -> int:
     """Multiply-accumulates of Conv and Gemm for one image, float or int8 in QDQ form.
 
-    A Conv counts output positions × weights; a Gemm its weights. Adds, pooling and activations are not counted.
+    A Conv and a MatMul count output positions × weights, a Gemm its weights; all else is not counted.
     Raises ExportError where shapes cannot be inferred.
     """
     single = onnx.ModelProto()
     single.CopyFrom(model)
-    for value in single.graph.input:
-        value.type.tensor_type.shape.dim[0].Clear()
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
-    values = {v.name: v for v in (*inferred.value_info, *inferred.output)}
-    producer = {output: node for node in model.graph.node for output in node.output}
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    for value in single.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims:
+            dims[0].Clear()
+            dims[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
+    sizes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    producer = {output: node for node in model.graph.node for output in node.output}
     total = 0
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and (shape := _weight_shape(node, producer, weights)):
-            positions = 1
-            if node.op_type == "Conv":
-                dims = (
-                    [d.dim_value for d in values[node.output[0]].type.tensor_type.shape.dim]
-                    if node.output[0] in values
-                    else []
-                )
-                if not dims or 0 in dims[2:]:
-                    raise ExportError(
-                        f"the output size of node {node.name} cannot be inferred, so MACs cannot be counted"
-                    )
-                positions = int(np.prod(dims[2:]))
-            total += positions * int(np.prod(shape))
+        shape = _weight_shape(node, producer, weights) if node.op_type in POSITIONS else None
+        if shape:
+            total += math.prod(_positions(node, sizes)) * math.prod(shape)
     return total
+
+
+def _positions(node: NodeProto, sizes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The dimensions over which a node uses its weights again, for one image."""
+    if node.op_type == "Gemm":
+        return ()
+    size = sizes.get(node.output[0], ())[POSITIONS[node.op_type]]
+    if 0 in size or node.output[0] not in sizes:
+        raise ExportError(f"the output size of node {node.name} cannot be inferred, so MACs cannot be counted")
+    return size
 
 
 def _weight_shape(
     node: NodeProto, producer: dict[str, NodeProto], weights: dict[str, tuple[int, ...]]
 ) -> tuple[int, ...] | None:
     name = node.input[1]
-    while name not in weights and name in producer and producer[name].op_type in ("DequantizeLinear", "QuantizeLinear"):
+    while name not in weights and name in producer and producer[name].op_type in PASSED_ON:
         name = producer[name].input[0]
     return weights.get(name)
 

@@ -3,26 +3,41 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from compress.errors import ExportError
 from compress.measure.file import session
 from compress.row import Latency
 
 WARM_UP_S = 0.2
+TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+}
 TURN_S = 0.02  # a net's turn in a round: as many runs as fit, at least one
 MIN_RUNS = 3
 
 
 def input_for(net: ort.InferenceSession, batch: int) -> dict[str, np.ndarray]:
-    """A fixed pseudo-random input of the shape and type that a session wants, open dimensions but the first as 224."""
-    wanted = net.get_inputs()[0]
-    shape = [batch, *(d if isinstance(d, int) else 224 for d in wanted.shape[1:])]
+    """Fixed pseudo-random inputs of the shapes and types that a session wants, open dimensions but the first as 224."""
     random = np.random.default_rng(0)
-    if "uint8" in wanted.type:
-        return {wanted.name: random.integers(0, 256, shape, dtype=np.uint8)}
-    return {wanted.name: random.standard_normal(shape, dtype=np.float32)}
+    feed = {}
+    for wanted in net.get_inputs():
+        shape = [d if isinstance(d, int) else 224 for d in wanted.shape]
+        shape[:1] = [batch] if shape else []
+        kind: np.dtype[Any] = TYPES.get(wanted.type, np.dtype(np.float32))
+        whole = random.integers(0, 256 if kind == np.uint8 else 2, shape)
+        values = random.standard_normal(shape) if kind.kind == "f" else whole
+        feed[wanted.name] = np.asarray(values).astype(kind)
+    return feed
 
 
 def measure_latency(
@@ -31,12 +46,16 @@ def measure_latency(
     """Milliseconds for one run of each file at this batch size, by name, with all single times (runs,).
 
     After a warm-up the files take turns for `rounds` rounds; in a turn a file runs for 20 ms, at least three times,
-    in an order that is reversed every other round.
+    in an order that is reversed every other round. Raises ExportError where a file cannot be run at this batch size.
     """
     nets = {name: session(path, threads) for name, path in files.items()}
     feeds = {name: input_for(net, batch) for name, net in nets.items()}
     for name, net in nets.items():
-        _turn(net, feeds[name], WARM_UP_S)
+        try:
+            _turn(net, feeds[name], WARM_UP_S)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ExportError(f"{files[name]} cannot be run with a batch of {batch}: {reason}") from error
     times: dict[str, list[float]] = {name: [] for name in nets}
     for i in range(rounds):
         for name in reversed(nets) if i % 2 else nets:
