@@ -161,8 +161,8 @@ class Conclusion:
             )
         if trained and at_chance(rows[-1], self.data.classes):
             self.warn(
-                f"{rows[-1].net} is no better than guessing: {rows[-1].top1_onnx:.1f} % with {self.data.classes} classes; "
-                "train longer, lower training.lr, or look at the labels"
+                f"{rows[-1].net} is no better than guessing, {rows[-1].top1_onnx:.1f} % right with "
+                f"{self.data.classes} classes: train longer, lower training.lr, or look at the labels"
             )
         flags = cpu_flags()
         if any(proof.int8 for proof in proofs) and flags and not has_vnni(flags):
