@@ -283,6 +283,13 @@ def test_validate_finds_what_cannot_be_built_loaded_or_cut(compress: Compress) -
     assert len(lines) == 4
 
 
+def test_validate_checks_what_is_said_of_data_that_are_not_there(compress: Compress) -> None:
+    file(data={"cifar100": {"mean": [0.5, 0.5]}})
+    found = compress("validate", "p.yaml")
+    assert found.code == 3
+    assert "mean has 2 numbers for 3 channels" in found.err
+
+
 def test_validate_loads_weights(compress: Compress) -> None:
     torch.save(tiny.Tiny(width=16)(4, (3, 16, 16)).state_dict(), "narrow.pth")
     file(student={"tiny": {"weights": "narrow.pth"}})
