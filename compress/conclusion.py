@@ -180,6 +180,7 @@ class Conclusion:
         return self.pipeline.student.weights is not None or bool(teacher and teacher.model.weights)
 
     def environment(self) -> dict[str, Any]:
+        """The machine, the versions, and what tells this run from others."""
         found = environment()
         return found | {
             # What latency was measured with; training may use more.
@@ -191,6 +192,7 @@ class Conclusion:
         }
 
     def about_data(self) -> dict[str, Any]:
+        """Name, classes, sizes of the splits, image size, mean and std."""
         data = self.data
         return {
             "name": self.pipeline.data.name,

@@ -82,6 +82,7 @@ class Screen:
             self.say(f"[yellow]warning:[/yellow] {escape(plain(event['text']))}")
 
     def training(self, event: Event) -> None:
+        """Show how far a training is: a moving bar on a terminal, a line an epoch elsewhere."""
         figures = (
             f"epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.3f}  accuracy {event['accuracy']:.1f} %  "
             f"{event['images_per_s']:.0f} img/s  {clock(event['left_s'])} left"

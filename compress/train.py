@@ -93,6 +93,7 @@ class _Loop:
     progress: Progress
 
     def run(self, after_epoch: Callable[[int], None] | None) -> None:
+        """All epochs; the averaged weights, if there are any, take the net's place at the end."""
         self.batch_size = batch_size_for(len(self.data.train), self.training.batch_size)
         self.steps = len(self.data.train) // self.batch_size
         self.optimizer = optimizer_for(self.module, self.training)
@@ -111,6 +112,7 @@ class _Loop:
         self.require_finite("after the last step")
 
     def epoch(self, epoch: int, began: float) -> None:
+        """One pass over the training images in a new order, then the accuracy on the validation split."""
         start, said = time.perf_counter(), time.perf_counter()
         random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
         torch.manual_seed(_mixed(self.seed, epoch) + 1)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import compress.edits.graph as graph
 from compress.config import Config
-from compress.edits import graph
 from compress.errors import ModelError
 
 ACTIVATION_MAX = 255
@@ -165,6 +165,7 @@ class _Placement:
         self.rounded_by: dict[fx.Node, str] = {}
 
     def visit(self, node: fx.Node) -> None:
+        """Put what a node needs around it: rounded inputs, a rounding layer, a rounded output."""
         layer = graph.called(self.traced, node)
         if node.op == "placeholder":
             self.round_after(node)
@@ -178,6 +179,7 @@ class _Placement:
             self.pass_on(node, again=isinstance(layer, nn.MaxPool2d))
 
     def replace_layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:
+        """Make a convolution or linear layer round its weights; it is told the scale of its input."""
         if type(layer) not in (nn.Conv2d, nn.Linear):
             raise ModelError(
                 f"layer {node.target} is a {type(layer).__name__}: only plain Conv2d and Linear can be quantized"

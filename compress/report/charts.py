@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compress.report import labels, numbers
+import compress.report.labels as labels
+import compress.report.numbers as numbers
 from compress.report.content import Report
 from compress.row import Row
 

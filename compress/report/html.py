@@ -5,7 +5,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from compress.report import charts, plots, tables, wording
+import compress.report.charts as charts
+import compress.report.plots as plots
+import compress.report.tables as tables
+import compress.report.wording as wording
 from compress.report.content import Report
 
 TEMPLATE = "report.html.j2"

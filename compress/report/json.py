@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+import compress.report.wording as wording
 from compress.config import described
 from compress.errors import ArtifactError
-from compress.report import wording
 from compress.report.content import Report
 
 FILE = "report.json"

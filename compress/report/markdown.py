@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection
 
-from compress.report import tables, wording
+import compress.report.tables as tables
+import compress.report.wording as wording
 from compress.report.content import Report
 from compress.report.tables import Table
 

@@ -8,7 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from compress.report import charts, labels
+import compress.report.charts as charts
+import compress.report.labels as labels
 from compress.report.content import Report
 
 INK, RULE = "#27303b", "#e3e7ec"

@@ -4,7 +4,8 @@ import math
 from html import escape
 from typing import Any
 
-from compress.report import charts, labels
+import compress.report.charts as charts
+import compress.report.labels as labels
 from compress.report.content import Report
 
 Figure = dict[str, Any]

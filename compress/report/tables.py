@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.report import numbers, wording
+import compress.report.numbers as numbers
+import compress.report.wording as wording
 from compress.report.content import Report
 from compress.row import Row
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report import numbers
+import compress.report.numbers as numbers
 from compress.report.content import Limit, Report
 from compress.row import Row
 
