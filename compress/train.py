@@ -185,6 +185,7 @@ class _Loop:
         hits: Tensor,
         **more: float,
     ) -> None:
+        """Emit an event with the means over the epoch so far, the speed, and the time that is left."""
         now = time.perf_counter()
         done, images = (epoch + step / self.steps) / self.training.epochs, step * self.batch_size
         self.progress.emit({
@@ -213,6 +214,7 @@ class _Loop:
             raise TrainingError(self.sentence(bad, when))
 
     def sentence(self, bad: str, when: str) -> str:
+        """What to tell a user of a tensor that is no longer finite, with advice that fits it."""
         advice = f"Lower training.lr (now {self.training.lr:g}) or set training.clip, for example to 1.0"
         if bad == "the images":
             advice = f"See that data.std (now {', '.join(f'{s:g}' for s in self.data.std)}) fits the images"

@@ -18,6 +18,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses keys that are no words, and a key given twice, which PyYAML lets pass."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping; raises ConstructorError for a key that is no word or stands twice."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:

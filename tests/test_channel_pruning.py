@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compress.edits.channels import Channels
 from compress.edits.macs import count_macs
 from compress.errors import ArtifactError, ConfigError, ModelError
+from compress.models.cifar import MobileNetV2Cifar
 from compress.stages.channel_plan import ladder
 from compress.stages.channel_pruning import Pruned, prune_channels
 
@@ -48,43 +49,6 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.norm(self.first(x)))).mean((2, 3))
-
-
-class InvertedResidual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = inputs * expansion
-        self.residual = stride == 1 and inputs == outputs
-        self.conv = nn.Sequential(
-            conv_bn(inputs, hidden, 1),
-            conv_bn(hidden, hidden, 3, stride, hidden),
-            nn.Conv2d(hidden, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
-
-
-def narrow_mobilenet_v2() -> nn.Sequential:
-    """MobileNetV2 at width 0.5 as CIFAR-100 papers build it: widths 8, 12, 16, none rounded."""
-    layers: list[nn.Module] = [conv_bn(3, 16, stride=2)]
-    inputs = 16
-    blocks = [
-        (1, 16, 1, 1),
-        (6, 24, 2, 1),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ]
-    for expansion, channels, repeats, first_stride in blocks:
-        for repeat in range(repeats):
-            stride = first_stride if repeat == 0 else 1
-            layers.append(InvertedResidual(inputs, channels // 2, stride, expansion))
-            inputs = channels // 2
-    return nn.Sequential(*layers, conv_bn(inputs, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 100))
 
 
 def build(name: str) -> nn.Module:
@@ -139,12 +103,12 @@ def test_other_targets_are_met_too(name: str, keep_macs: float) -> None:
 
 @pytest.mark.parametrize("keep_macs", [0.75, 0.5, 0.1])
 def test_narrow_network_says_what_its_widths_allow(keep_macs: float) -> None:
-    dense = narrow_mobilenet_v2()
+    dense = MobileNetV2Cifar()(100, (3, 32, 32))
     pruned = prune_channels(dense, image(), keep_macs=keep_macs)
     assert in_window(pruned, keep_macs)
     old, new = widths(dense), widths(pruned.module)
     assert all(new[path] % pruned.align == 0 for path in old if new[path] != old[path])
-    assert any("1.conv.2 (8)" in note for note in pruned.notes)
+    assert any("blocks.0.project.0 (8)" in note for note in pruned.notes)
 
 
 def test_falls_back_to_a_smaller_alignment_and_says_so() -> None:

@@ -46,12 +46,16 @@ def test_the_counts_are_those_of_the_literature(name, classes, size, params, mac
 def test_every_model_turns_images_into_logits(name):
     size = SIZES.get(name, 224)
     with torch.device("meta"):
-        probe(made(name, 7, (3, size, size)))
+        net = made(name, 7, (3, size, size))
+        probe(net)
+        assert net.module.eval()(net.example(3)).shape == (3, 7)
 
 
 @pytest.mark.parametrize("name", ["regnet_x_400mf", "regnet_y_400mf"])
 def test_regnets_turn_images_into_logits(name):
-    probe(made(name, 7, (3, 64, 64)))
+    net = made(name, 7, (3, 64, 64))
+    probe(net)
+    assert net.module.eval()(net.example(3)).shape == (3, 7)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2_cifar", "mobilenet_v2", "resnet18", "densenet121"])

@@ -93,6 +93,7 @@ class IntegerLayer(nn.Module):
         return F.linear(x, weight, bias)
 
     def dequantized(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """A DequantizeLinear of integers with one scale an output channel."""
         return torch.onnx.ops.symbolic(
             "DequantizeLinear",
             (whole, scale, zero_point),
