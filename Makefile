@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: run test setup check bench clean
+.PHONY: run test setup check bench bench-quantization clean
 
 run: .venv/installed
 	$(BIN)/compress run pipelines/mobilenet.yaml
@@ -21,6 +21,12 @@ check: .venv/installed-dev
 # Means of seeds 0, 1 and 2, and the int8 file in an old runtime (its own environment, .venv-old).
 bench: .venv/installed .venv-old/installed
 	$(BIN)/python benchmarks/main_job.py
+
+# Speed, size, step time, accuracy and agreement of int8 files beside other quantizers and in other runtimes, each in an
+# environment of its own. CIFAR=data/cifar100.npz adds a subset of CIFAR-100.
+bench-quantization: .venv/installed .venv-old/installed
+	-$(MAKE) .venv-peers/installed
+	$(BIN)/python benchmarks/quantization.py $(if $(CIFAR),--cifar $(CIFAR))
 
 # torch and torchvision must come from one place, as a pair: a local wheel of one of them would break the other.
 .venv/installed: pyproject.toml
@@ -43,5 +49,12 @@ bench: .venv/installed .venv-old/installed
 	env -u PIP_FIND_LINKS .venv-old/bin/python -m pip install --quiet --disable-pip-version-check "onnxruntime==1.18.*" "numpy<2" onnx
 	touch $@
 
+# Another runtime and another quantizer. The benchmark says so where one does not install.
+.venv-peers/installed:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	env -u PIP_FIND_LINKS .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check openvino onnx onnxruntime
+	-env -u PIP_FIND_LINKS .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check nncf
+	touch $@
+
 clean:
-	rm -rf .venv .venv-old build dist *.egg-info
+	rm -rf .venv .venv-old .venv-peers build dist *.egg-info

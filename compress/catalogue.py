@@ -7,6 +7,7 @@ from typing import Any
 from compress.config import Config
 from compress.data import DATASETS
 from compress.errors import ConfigError
+from compress.export.targets import TARGETS
 from compress.losses import LOSSES
 from compress.models import MODELS
 from compress.stages import STAGES
@@ -19,6 +20,7 @@ NEEDED = {"models": (), "data": ("size", "channels"), "losses": ("needs_teacher"
 def catalogue() -> dict[str, list[str]]:
     """Lines of names and what they stand for, by kind."""
     lines = {kind: [_line(name, member.__doc__) for name, member in table.items()] for kind, table in TABLES.items()}
+    lines["targets"] = [_line(name, target.summary) for name, target in TARGETS.items()]
     lines["pipelines"] = [_line(str(path), _header(path)) for path in sorted(Path("pipelines").rglob("*.yaml"))]
     return lines
 

@@ -155,6 +155,34 @@ def benchmark(
     typer.echo(render(figures, as_json=as_json))
 
 
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file, float or int8, of any program.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Its run folder; found where it lies in one.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="FLOAT.onnx", help="A file to agree with.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.npz", help="`inputs` as the file is fed, and `labels`.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Judge by this target's rules.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove an ONNX file: checker, seal, target, weights, int8 kernels, agreement, every layer's noise, saturation."""
+    _plugins(plugin)
+    from compress.errors import ExportError
+    from compress.measure.verification import render
+    from compress.verifying import verify as verify_file
+
+    found = verify_file(model, run=run, reference=reference, data=data, target=target)
+    typer.echo(render(found, as_json=as_json))
+    if found.failures:
+        raise ExportError("\n".join(f"{model}: {check.said}" for check in found.failures))
+
+
 @app.command("ls")
 def list_names(
     kind: Annotated[str | None, typer.Argument(metavar="[models|data|losses|stages|pipelines]")] = None,

@@ -13,6 +13,8 @@ from compress.errors import ExportError
 from compress.events import Listener
 from compress.kept import Finished
 from compress.measure.latency import measure_latency
+from compress.measure.slowness import slowness
+from compress.measure.structure import NOT_JUDGED
 from compress.net import Net, build
 from compress.pipeline import Pipeline
 from compress.proof import Proof, Prover, require_agreement
@@ -164,11 +166,27 @@ class Conclusion:
                 f"{rows[-1].net} is no better than guessing, {rows[-1].top1_onnx:.1f} % right with "
                 f"{self.data.classes} classes: train longer, lower training.lr, or look at the labels"
             )
+        self.remark_slowness(rows)
         flags = cpu_flags()
         if any(proof.int8 for proof in proofs) and flags and not has_vnni(flags):
             self.warn(
                 "this CPU has no VNNI or dot-product instructions: int8 is slow here and products may saturate, so "
                 "measure accuracy and latency again on the device"
+            )
+
+    def remark_slowness(self, rows: Sequence[Row]) -> None:
+        """Say of each int8 file that is not faster than the float one before it, and why that may be."""
+        if self.pipeline.export.target in NOT_JUDGED:
+            return
+        for i, row in enumerate(rows):
+            before = next((earlier for earlier in reversed(rows[:i]) if not earlier.int8), None)
+            if not row.int8 or before is None or row.latency_ms.p50 < before.latency_ms.p50:
+                continue
+            found = slowness(self.out / row.onnx, cpu_flags())
+            why = "; ".join(found) or "no cause that is known of: measure again on an idle machine"
+            self.warn(
+                f"{row.onnx} is not faster than {before.onnx} here, "
+                f"{before.latency_ms.p50 / row.latency_ms.p50:.2f} times its speed. Likely causes: {why}"
             )
 
     def warn(self, text: str) -> None:

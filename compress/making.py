@@ -24,7 +24,7 @@ from compress.pipeline import Model, Pipeline
 from compress.preflight import spec_of
 from compress.recipe import Training
 from compress.stages import Distill, Env, Stage, Train
-from compress.weights import is_file, load_weights
+from compress.weights import content_files, is_file, load_weights
 
 
 @dataclass
@@ -197,12 +197,12 @@ class Maker:
 
 def model_key(model: Model) -> str:
     """Changes with the architecture and with the content of the weights."""
-    path = Path(model.weights) if model.weights and is_file(model.weights) else None
-    content = None
-    if path and path.is_file():
+    files = content_files(model.weights) if model.weights and is_file(model.weights) else []
+    content = []
+    for path in files:
         with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    return fingerprint(model.written(), content)
+            content.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return fingerprint(model.written(), content[0] if len(content) == 1 else content or None)
 
 
 def _dump(training: Training | None) -> Any:

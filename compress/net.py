@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compress.config import Config, OneOf, described, fingerprint
 from compress.edits import EDITS, Edit
 from compress.edits.graph import evaluating
-from compress.edits.quantizers import activation_quantizers
+from compress.edits.quantizers import rounds
 from compress.errors import ArtifactError, ModelError
 from compress.models import MODELS, Architecture
 
@@ -52,7 +52,7 @@ class Net:
     @property
     def int8(self) -> bool:
         """Whether the network rounds as int8 hardware does."""
-        return any(True for _ in activation_quantizers(self.module))
+        return rounds(self.module)
 
     @property
     def params(self) -> int:

@@ -13,10 +13,12 @@ from compress.config import Config, OneOf, as_named, described, fingerprint, no_
 from compress.data import DATASETS, Dataset
 from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export
+from compress.export.targets import TARGETS
 from compress.losses import CrossEntropy, Loss
 from compress.models import MODELS, Architecture
 from compress.recipe import Training
 from compress.stages import STAGES, Distill, Quantize, Stage
+from compress.stages.targeting import against_itself, against_target, for_target
 from compress.weights import PublishedPreprocessing, is_file, preprocessing, published
 from compress.yamlfile import apply_override, parse_yaml
 
@@ -202,6 +204,7 @@ def resolved(pipeline: Pipeline) -> Pipeline:
         else s
         for s in stages
     )
+    stages = tuple(for_target(stage, TARGETS[pipeline.export.target]) for stage in stages)
     pipeline = pipeline.model_copy(update={"stages": stages})
     update: dict[str, Any] = {}
     if pipeline.baseline.training is None and pipeline.student.weights is None:
@@ -251,6 +254,7 @@ def contradictions(pipeline: Pipeline) -> Iterator[str]:
     if not pipeline.stages:
         yield "stages: should name at least one stage, such as `- distill`"
     quantized = False
+    target = TARGETS[pipeline.export.target]
     for i, stage in enumerate(pipeline.stages):
         where = f"stages.{i}.{stage.name}"
         if stage.losses == ():
@@ -261,7 +265,12 @@ def contradictions(pipeline: Pipeline) -> Iterator[str]:
         if quantized:
             what = "quantized twice" if isinstance(stage, Quantize) else f"{stage.name} after quantize"
             yield f"{where}: {what} cannot work: rounding is fixed to the layers; put quantize last"
+        for problem in (*against_target(stage, target, pipeline.export.opset), *against_itself(stage)):
+            yield f"{where}{problem}"
         quantized = quantized or isinstance(stage, Quantize)
+    if target.batch is not None and pipeline.benchmark.batch != target.batch:
+        one = f"files for target {target.name} take {target.batch} image at a time"
+        yield f"benchmark.batch: {one}, not {pipeline.benchmark.batch}"
     models = {"student": pipeline.student} | ({"teacher.model": pipeline.teacher.model} if pipeline.teacher else {})
     for role, model in models.items():
         if model.weights is not None and not is_file(model.weights):

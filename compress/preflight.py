@@ -9,6 +9,7 @@ from compress.net import Net, Spec, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
 from compress.stages import Env, Stage
+from compress.stages.quantize import unjudged
 from compress.weights import load_weights
 
 IMAGES = 32
@@ -54,4 +55,4 @@ def spec_of(model: Model, data: Data) -> Spec:
 def untrained(stage: Stage) -> Stage:
     """The same stage with no epoch of training."""
     nothing = stage.training.model_copy(update={"epochs": 0})
-    return stage.model_copy(update={"training": nothing})  # type: ignore[attr-defined,no-any-return]
+    return unjudged(stage).model_copy(update={"training": nothing})  # type: ignore[attr-defined,no-any-return]

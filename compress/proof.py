@@ -13,26 +13,36 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import ModelProto
+from torch import Tensor, fx
 
 from compress import __version__
 from compress.config import fingerprint
 from compress.data.base import Data
 from compress.errors import ExportError
 from compress.export.onnx import Export, Exporter
+from compress.export.storage import extras
+from compress.export.targets import TARGETS
 from compress.measure.accuracy import Accuracy, judge
-from compress.measure.file import count_macs, require_int8, session
+from compress.measure.coverage import coverage
+from compress.measure.file import count_macs, outputs, read_file, session
+from compress.measure.layerwise import LayerNoise, Power, first_divergence, layer_noise
+from compress.measure.structure import remarks, require, structure
 from compress.net import Net
 from compress.train import predict
 
 BATCH = 64
 AGREEMENT_FLOAT, AGREEMENT_INT8 = 99.0, 97.0  # per cent; a file under this is not the net that was trained
+COMPARED = 32  # images on which net and file are compared layer by layer, fewer where they are large
+COMPARED_PIXELS = 16 * 64 * 64
+SAME_DB = 60.0  # a second file of the same net may sum in another order, and no more
 
 
 @dataclass(frozen=True)
 class Proof:
     """A file and all that is known of it but its latency.
 
-    The figures are as in `Row`; `warnings` say what a user should know before shipping it.
+    The figures are as in `Row`; `warnings` say what a user should know before shipping it. `layers` has the
+    signal-to-noise behind each quantizer of an int8 net, in the order in which data pass.
     """
 
     onnx: str
@@ -43,6 +53,7 @@ class Proof:
     bytes: int
     int8: bool
     warnings: tuple[str, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
 
 
 @dataclass
@@ -65,10 +76,13 @@ class Prover:
     def graph(self, net: Net, name: str) -> tuple[ModelProto, tuple[str, ...]]:
         """The ONNX form of a net, its structure judged, with warnings; raises ExportError where it does not hold."""
         model = self.exporter(net, self.metadata(net, name))
-        if not net.int8:
-            return model, ()
-        convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
-        return model, require_int8(model, convolutions)
+        return model, self.judged(model, net, name)
+
+    def judged(self, model: ModelProto, net: Net, name: str) -> tuple[str, ...]:
+        """What a user should know of a net's file that is otherwise sound; raises ExportError where a check fails."""
+        checks = tuple(structure(model, self.config.target, coverage(model), net))
+        require(checks, name)
+        return remarks(checks) if net.int8 else ()
 
     def prove(self, net: Net, name: str, path: str, kept: Path, key: str) -> Proof:
         """Export a net to `path` (relative to the run folder) and measure the file.
@@ -81,12 +95,16 @@ class Prover:
         )
         known = _known(kept / "proof.json", made_of)
         predictions = self.out / "predictions" / f"{name}.csv"
-        if known and predictions.exists() and target.exists() and _sha256(target.read_bytes()) == known.sha256:
+        beside = TARGETS[self.config.target].format
+        there = predictions.exists() and target.exists() and (not beside or target.with_suffix(beside).exists())
+        if known and there and _sha256(target.read_bytes()) == known.sha256:
             return known
-        model, warnings = self.graph(net, name)
-        content = model.SerializeToString(deterministic=True)
+        content = self.exporter(net, self.metadata(net, name)).SerializeToString(deterministic=True)
         _write(target, content)
-        ours = predict(net.module, self.data, self.data.test, self.device).numpy()
+        model = read_file(target)  # what was written is judged, not what was meant
+        warnings = self.judged(model, net, path)
+        self.write_extras(model, target)
+        ours = predict(net.module, self.data, self.data.test, self.device, BATCH).numpy()
         theirs = self.file_logits(target)
         write_predictions(predictions, self.data.test.labels, ours.argmax(1), theirs.argmax(1))
         proof = Proof(
@@ -98,15 +116,50 @@ class Prover:
             bytes=len(content),
             int8=net.int8,
             warnings=warnings,
+            layers=self.layers(net, model),
         )
         _write(kept / "proof.json", json.dumps({"made_of": made_of, **asdict(proof)}, indent=1).encode())
         return proof
 
+    def layers(self, net: Net, model: ModelProto) -> tuple[LayerNoise, ...]:
+        """How an int8 net, the same without rounding, and its file differ layer by layer, on some test images."""
+        images = self.some_images()
+        if not net.int8 or not len(images):
+            return ()
+        assert isinstance(net.module, fx.GraphModule)
+        net.module.to("cpu")
+        return layer_noise(net.module, model, images, threads=self.threads, to_net=self.to_net)
+
+    def some_images(self) -> np.ndarray:
+        """The first test images, as files are fed."""
+        count = min(COMPARED, max(COMPARED_PIXELS // (self.data.image[1] * self.data.image[2]), 2))
+        first = next(self.fed(), None)
+        return np.zeros((0,), np.float32) if first is None else first[:count]
+
+    def to_net(self, fed: np.ndarray) -> Tensor:
+        """Images as a file is fed to what a net takes, (n, C, H, W) float32."""
+        images = torch.from_numpy(fed)
+        return self.data.inputs(images.permute(0, 3, 1, 2)) if self.config.input == "uint8_nhwc" else images
+
+    def write_extras(self, model: ModelProto, target: Path) -> None:
+        """Write what the target wants beside the file, and see that it gives the same; raises ExportError."""
+        images = self.some_images()
+        for suffix, content in extras(model, self.config.target).items():
+            beside = target.with_suffix(suffix)
+            _write(beside, content)
+            power = Power()
+            if len(images):
+                power.add(*(outputs(session(path, self.threads), images)[0] for path in (target, beside)))
+                if power.db < SAME_DB:
+                    raise ExportError(
+                        f"{beside.name} gives other outputs than {target.name}: {power.db:.0f} dB signal-to-noise, "
+                        f"{SAME_DB:g} are needed"
+                    )
+
     def file_logits(self, path: Path) -> np.ndarray:
         """What ONNX Runtime computes from the file for every test image, (n, classes)."""
         running = session(path, self.threads)
-        name = running.get_inputs()[0].name
-        logits = [running.run(None, {name: batch})[0] for batch in self.fed()]
+        logits = [outputs(running, batch)[0] for batch in self.fed()]
         return np.concatenate(logits) if logits else np.zeros((0, self.data.classes), np.float32)
 
     def fed(self) -> Iterator[np.ndarray]:
@@ -129,7 +182,6 @@ class Prover:
             "input_range": [0, 255] if raw else [0, 1],
             "input_layout": "NHWC uint8, normalised in the file" if raw else "NCHW float32, (pixel / 255 - mean) / std",
             **self.about,
-            "scheme": "int8 weights per channel, uint8 activations per tensor" if net.int8 else "float32",
             "net": name,
             "architecture": net.spec.architecture.name,
             "compress_version": __version__,
@@ -159,6 +211,14 @@ def require_agreement(name: str, proof: Proof) -> None:
             f"test images ({accuracy.agreement:.1f} % agree, {wanted:g} % are needed): do not ship this file; "
             "it and the predictions are kept for a look"
         )
+    lost = first_divergence(proof.layers)
+    if lost is not None:
+        worst = min(db for db in (lost.file_db, lost.plain_db) if db is not None)
+        raise ExportError(
+            f"{proof.onnx} is no longer the PyTorch net {name} from {lost.quantizer} on: {worst:.1f} dB "
+            f"signal-to-noise where rounding leaves {lost.rounding_db or 0:.1f}; do not ship this file; "
+            "`compress verify` shows all layers"
+        )
 
 
 def write_predictions(path: Path, labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -175,7 +235,8 @@ def _known(path: Path, made_of: str) -> Proof | None:
         found = json.loads(path.read_text())
         if found.pop("made_of") != made_of:
             return None
-        return Proof(**found | {"accuracy": Accuracy(**found["accuracy"]), "warnings": tuple(found["warnings"])})
+        accuracy, layers = Accuracy(**found["accuracy"]), tuple(LayerNoise(**each) for each in found["layers"])
+        return Proof(**found | {"accuracy": accuracy, "warnings": tuple(found["warnings"]), "layers": layers})
     except (OSError, ValueError, KeyError, TypeError):
         return None  # what cannot be read is measured again
 

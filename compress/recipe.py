@@ -1,8 +1,8 @@
 """How a net is trained, as a pipeline file says it, and the optimiser and schedule that follow from it."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -75,14 +75,27 @@ def filled(**defaults: float | str) -> BeforeValidator:
     return BeforeValidator(lambda raw: {**defaults, **raw} if isinstance(raw, Mapping) else raw)
 
 
-def optimizer_for(module: nn.Module, training: Training) -> Optimizer:
-    """The optimiser over all parameters that want a gradient."""
-    wanted = [p for p in module.parameters() if p.requires_grad]
+class Apart(NamedTuple):
+    """Parameters that learn at a multiple `rate` of `training.lr` and do not decay, such as learned scales."""
+
+    parameters: Sequence[nn.Parameter] = ()
+    rate: float = 1.0
+
+
+NONE_APART = Apart()
+
+
+def optimizer_for(module: nn.Module, training: Training, apart: Apart = NONE_APART) -> Optimizer:
+    """The optimiser over all parameters that want a gradient, those `apart` in a group of their own."""
+    others = {id(p) for p in apart.parameters}
+    wanted = [p for p in module.parameters() if p.requires_grad and id(p) not in others]
     decay = DEFAULT_DECAY[training.optimizer] if training.weight_decay is None else training.weight_decay
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in wanted if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in wanted if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if apart.parameters:
+        groups.append({"params": [*apart.parameters], "weight_decay": 0.0, "lr": training.lr * apart.rate})
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, training.lr, training.momentum, nesterov=training.nesterov)
     return torch.optim.AdamW(groups, training.lr)
@@ -108,16 +121,17 @@ def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRSche
 
 
 def _one_cycle(optimizer: Optimizer, training: Training, total: int, rising: float) -> LRScheduler:
+    highest = [group["lr"] for group in optimizer.param_groups]
     # One more than there are steps: a single step has no rise and fall.
     if math.isclose(rising * (total + 1), 1):
         rising *= 1.5  # torch divides by zero where the peak is the very first step
     if training.optimizer != "sgd":
-        return OneCycleLR(optimizer, training.lr, total_steps=total + 1, pct_start=rising)
+        return OneCycleLR(optimizer, highest, total_steps=total + 1, pct_start=rising)
     # Momentum falls while the rate rises: between 0.85 and 0.95, as in the paper, for a momentum of 0.9.
     low, high = max(training.momentum - 0.05, 0.0), min(training.momentum + 0.05, (1 + training.momentum) / 2)
     return OneCycleLR(
         optimizer,
-        training.lr,
+        highest,
         total_steps=total + 1,
         pct_start=rising,
         cycle_momentum=training.momentum > 0,

@@ -12,6 +12,7 @@ from compress.conclusion import Conclusion, Outcome
 from compress.data import Data
 from compress.errors import BusyError, ConfigError, ResourceError
 from compress.events import Event, Listener, ignore
+from compress.export.targets import TARGETS
 from compress.making import Maker
 from compress.pipeline import Pipeline
 from compress.preflight import preflight
@@ -62,7 +63,8 @@ def run(
         trail = maker.trail()
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
         outcome = Conclusion(pipeline, data, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
-        remove_stale(out, outcome, data)
+        beside = TARGETS[pipeline.export.target].format
+        remove_stale(out, outcome, data, (beside,) if beside else ())
         write(outcome.report, out)
         tell({
             "event": "finished", "verdict": outcome.report.verdict, "exit_code": outcome.exit_code, "time": time.time()
@@ -76,11 +78,16 @@ def about(pipeline: Pipeline) -> dict[str, str]:
     return {key: str(written[key]) for key in ("resize", "interpolation") if key in written}
 
 
-def remove_stale(out: Path, outcome: Outcome, data: Data) -> None:
-    """Remove files, predictions and test images of an earlier pipeline in the same folder."""
+def remove_stale(out: Path, outcome: Outcome, data: Data, forms: tuple[str, ...]) -> None:
+    """Remove files, predictions and test images of an earlier pipeline in the same folder.
+
+    `forms` are the endings of what stands beside each ONNX file.
+    """
     rows = (*outcome.report.rows, *outcome.report.alternatives)
     current = {out / row.onnx for row in rows} | {out / "predictions" / f"{row.net}.csv" for row in rows}
-    for old in {*(out / "models").rglob("*.onnx"), *(out / "predictions").glob("*.csv")} - current:
+    current |= {path.with_suffix(form) for path in current for form in forms}
+    models = {path for kind in (".onnx", ".ort") for path in (out / "models").rglob(f"*{kind}")}
+    for old in {*models, *(out / "predictions").glob("*.csv")} - current:
         old.unlink()
     if not data.embedded:
         (out / "test.npz").unlink(missing_ok=True)

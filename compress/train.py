@@ -17,7 +17,7 @@ from compress.edits.quantizers import activation_quantizers
 from compress.errors import DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.losses.base import Batch, Loss, Outputs
-from compress.recipe import Training, optimizer_for, schedule_for
+from compress.recipe import NONE_APART, Apart, Training, optimizer_for, schedule_for
 
 STEP_EVENT_EVERY_S = 0.5
 CUDA_CHECK_EVERY = 50  # steps between looks at the loss: each look makes the GPU wait
@@ -42,8 +42,11 @@ def fit(
     seed: int,
     progress: Progress,
     after_epoch: Callable[[int], None] | None = None,
+    apart: Apart = NONE_APART,
 ) -> None:
     """Train a net in place on the training split, minimising the sum of `losses`; it ends in evaluation mode.
+
+    `apart` are parameters with a rate of their own, such as learned scales.
 
     Order, augmentation and dropout follow from `seed` and the epoch alone, so on one machine with one number of
     threads the CPU gives the same bits again. Teachers run in evaluation mode on the same augmented images. Emits an
@@ -55,7 +58,7 @@ def fit(
         teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if training.epochs and len(data.train):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            _Loop(module, data, training, losses, teachers, device, seed, progress).run(after_epoch)
+            _Loop(module, data, training, losses, teachers, device, seed, progress, apart).run(after_epoch)
     module.eval()
 
 
@@ -91,12 +94,13 @@ class _Loop:
     device: torch.device
     seed: int
     progress: Progress
+    apart: Apart = NONE_APART
 
     def run(self, after_epoch: Callable[[int], None] | None) -> None:
         """All epochs; the averaged weights, if there are any, take the net's place at the end."""
         self.batch_size = batch_size_for(len(self.data.train), self.training.batch_size)
         self.steps = len(self.data.train) // self.batch_size
-        self.optimizer = optimizer_for(self.module, self.training)
+        self.optimizer = optimizer_for(self.module, self.training, self.apart)
         self.schedule = schedule_for(self.optimizer, self.training, self.steps)
         self.average = copy.deepcopy(self.module).eval() if self.training.ema else None
         self.averaged = 0

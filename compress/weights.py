@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from compress.config import near
 from compress.errors import ModelError
 from compress.models.torchvision import TORCHVISION
+from compress.onnx_layers import outside_files
+from compress.onnx_weights import STEM_HINT, state_from_onnx
 
 # Their published weights come with `transform_input=True`, a second normalisation inside the network.
 RESCALING = ("googlenet", "inception_v3")
-FILES = (".safetensors", ".pt", ".pth")
+FILES = (".safetensors", ".pt", ".pth", ".onnx")
 TIMEOUT_S = 20.0  # of silence, after which a download is given up
 WEB_PAGE = re.compile(rb"<(!doctype|!--|html|head|body|\?xml|error)")
 
@@ -83,12 +86,12 @@ def preprocessing(model: str, weights: str | None) -> PublishedPreprocessing | N
 def load_weights(module: nn.Module, model: str, weights: str, *, keep_head: bool) -> tuple[str, ...]:
     """Load weights into a freshly built network, in place; returns remarks for the report.
 
-    `weights` is a torchvision weights name, a safetensors file, or a .pt/.pth state dict. Where only the
-    classifier's number of classes differs, the classifier keeps its random start and a remark says so (with
-    `keep_head` that is an error). Raises ModelError where weights cannot be had, are not a state dict, or belong to
-    another architecture.
+    `weights` is a torchvision weights name, a safetensors file, a .pt/.pth state dict, or a float .onnx file of the
+    same network, whose logits the result is proven to give. Where only the classifier's number of classes differs,
+    the classifier keeps its random start and a remark says so (with `keep_head` that is an error). Raises ModelError
+    where weights cannot be had, are not a state dict, or belong to another architecture.
     """
-    state = _read(Path(weights)) if is_file(weights) else _download(model, weights)
+    state = _read(Path(weights), module, model) if is_file(weights) else _download(model, weights)
     own = module.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(("aux", "AuxLogits"))}
     state = _with_channels(state, own)
@@ -150,7 +153,7 @@ def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model:
         )
     if other:
         key = other[0]
-        hint = " For weights made on large images set the model's `stem: imagenet`." if model in TORCHVISION else ""
+        hint = STEM_HINT if model in TORCHVISION else ""
         raise ModelError(
             f"{weights} does not fit {model}: {len(other)} tensors have another shape, first {key} with "
             f"{tuple(state[key].shape)} where {tuple(own[key].shape)} is needed.{hint}"
@@ -184,9 +187,28 @@ def _download(model: str, weights: str) -> dict[str, Tensor]:
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def content_files(weights: str) -> list[Path]:
+    """All files that hold the weights: the one that is named, and those beside an ONNX file that keeps its own there.
+
+    Files that are missing or damaged are left out: loading says what is wrong with them.
+    """
+    path = Path(weights)
     if not path.is_file():
-        raise ModelError(f"no weights file {path}; give the path of a .safetensors file or of a .pt/.pth state dict")
+        return []
+    if path.suffix.lower() != ".onnx":
+        return [path]
+    try:
+        return [path, *outside_files(path, onnx.load(path, load_external_data=False))]
+    except Exception:  # noqa: BLE001 - protobuf's errors share no base class
+        return [path]
+
+
+def _read(path: Path, module: nn.Module, model: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(
+            f"no weights file {path}; give the path of a .safetensors file, of a .pt/.pth state dict or of a float "
+            ".onnx file"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(512).lstrip().lower()
@@ -198,6 +220,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is a web page, not weights: a download that went wrong. Fetch the file again")
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a pointer of Git LFS, not weights; fetch the file itself with `git lfs pull`")
+    if path.suffix.lower() == ".onnx":
+        return state_from_onnx(module, path, model)
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

@@ -1,55 +1,15 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from compress.edits.calibration import BINS, best_range, calibrate
-from compress.edits.quantizers import Quantizers, activation_quantizers
-
-
-def error(values: np.ndarray, low: float, high: float) -> float:
-    """The mean squared error of rounding values to 256 steps of a range."""
-    scale = (high - low) / 255
-    zero_point = np.rint(-low / scale)
-    whole = np.clip(np.rint(values / scale) + zero_point, 0, 255)
-    return float(((values - (whole - zero_point) * scale) ** 2).mean())
-
-
-def samples(kind: str) -> np.ndarray:
-    random = np.random.default_rng(0)
-    drawn = {
-        "normal": lambda: random.normal(size=100_000),
-        "rectified": lambda: np.maximum(random.normal(size=100_000), 0),
-        "heavy tails": lambda: random.standard_t(3, size=100_000),
-        "one outlier": lambda: np.append(random.normal(size=100_000), 30.0),
-        "even": lambda: random.uniform(0, 6, 100_000),
-    }
-    return drawn[kind]()
-
-
-@pytest.mark.parametrize("kind", ["normal", "rectified", "heavy tails", "one outlier", "even"])
-def test_the_range_is_the_one_that_rounds_best(kind):
-    values = samples(kind)
-    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
-    histogram, _ = np.histogram(values, BINS, (low, high))
-    tried = {f: error(values, f * low, f * high) for f in np.linspace(0.3, 1.0, 71)}
-    found = best_range(histogram, low, high)
-    assert found[0] / low == pytest.approx(found[1] / high) if low else found[0] == 0
-    # A bin does not tell that half of all rectified values are exactly zero, which has no error.
-    assert error(values, *found) <= 1.07 * min(tried.values())
-
-
-def test_a_long_tail_is_cut_and_an_even_spread_is_not():
-    for kind, cut in (("heavy tails", True), ("even", False)):
-        values = samples(kind)
-        histogram, _ = np.histogram(values, BINS, (min(values.min(), 0.0), values.max()))
-        _, high = best_range(histogram, min(values.min(), 0.0), values.max())
-        assert (high < 0.9 * values.max()) == cut
-
-
-def test_nothing_seen_keeps_the_extremes():
-    assert best_range(np.zeros(BINS), 0.0, 0.0) == (0.0, 0.0)
-    assert best_range(np.zeros(BINS), -1.0, 2.0) == (-1.0, 2.0)
+from compress.edits.calibration import calibrate, fit_weight_clips
+from compress.edits.placement import Quantizers, insert_quantizers
+from compress.edits.quantizers import activation_quantizers, quantized_layers
+from compress.edits.ranges import BINS, MinMax, MovingAverage, Mse, Percentile, Seen
+from compress.errors import DataError, ModelError
 
 
 @pytest.fixture
@@ -61,8 +21,18 @@ def rounding() -> nn.Module:
     return Quantizers()(module)
 
 
+def images(count: int = 3) -> list[torch.Tensor]:
+    return [torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+
+
+def least_error(values: np.ndarray) -> tuple[float, float]:
+    low, high = min(values.min().item(), 0.0), values.max().item()
+    histogram, _ = np.histogram(values[values != 0], BINS, (low, high))
+    return Mse()(Seen(histogram, low, high, values.size))
+
+
 def test_ranges_are_those_of_unrounded_activations(rounding):
-    batches = [torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    batches = images()
     asked = []
 
     def again():
@@ -71,20 +41,42 @@ def test_ranges_are_those_of_unrounded_activations(rounding):
 
     calibrate(rounding, again)
     found = dict(activation_quantizers(rounding))
-    values = torch.cat(batches).numpy()
     first = found["quantizer_input_1"]
-    histogram, _ = np.histogram(values, BINS, (values.min(), values.max()))
-    low, high = best_range(histogram, values.min().item(), values.max().item())
+    low, high = least_error(torch.cat(batches).numpy())
     assert first.scale.item() == pytest.approx((high - low) / 255, rel=1e-5)
     conv = rounding.get_submodule("0")
     with torch.no_grad():
         # The weights are rounded; the activations and, as while training, the biases are not.
         hidden = torch.nn.functional.relu6(torch.cat([conv.train()(x, first.scale) for x in batches]))
-    histogram, _ = np.histogram(hidden.numpy(), BINS, (0, hidden.max().item()))
-    _, high = best_range(histogram, 0.0, hidden.max().item())
+    _, high = least_error(hidden.numpy())
     assert found["quantizer__1"].scale.item() == pytest.approx(high / 255, rel=1e-5)
     assert found["quantizer__2"].scale.item() == pytest.approx(1e-12)
     assert len(asked) == 2
+
+
+def test_the_estimator_chooses(rounding):
+    values = torch.cat(images()).numpy()
+    first = dict(activation_quantizers(rounding))["quantizer_input_1"]
+    calibrate(rounding, images, MinMax())
+    assert first.scale.item() == pytest.approx((values.max() - values.min()) / 255, rel=1e-5)
+    calibrate(rounding, images, Percentile(percentile=95))
+    low, high = np.percentile(values, [5, 95])
+    assert first.scale.item() == pytest.approx((high - low) / 255, rel=1e-2)
+    calibrate(rounding, images, MovingAverage(momentum=0.5))
+    low, high = (0.25 * a + 0.25 * b + 0.5 * c for a, b, c in zip(*((x.min(), x.max()) for x in images()), strict=True))
+    assert first.scale.item() == pytest.approx((high - low).item() / 255, rel=1e-5)
+
+
+def test_values_beyond_what_a_quantizer_may_take_count_as_on_its_bounds(rounding):
+    first = dict(activation_quantizers(rounding))["quantizer_input_1"]
+    first.low = -0.5
+    values = np.maximum(torch.cat(images()).numpy(), -0.5)
+    calibrate(rounding, images)
+    low, high = least_error(values)
+    zero_point = round(-low / ((high - low) / 255))
+    assert first.zero_point.item() == zero_point
+    assert first.scale.item() == pytest.approx((high - low) / 255, rel=1e-2)
+    assert -zero_point * float(first.scale) >= -0.5
 
 
 def test_calibrating_leaves_no_trace_but_ranges(rounding):
@@ -105,3 +97,103 @@ def test_an_error_on_the_way_leaves_no_trace_either(rounding):
         calibrate(rounding, lambda: [torch.zeros(1, 5, 6, 6)])
     assert rounding.training
     assert all(q.enabled and not q._forward_pre_hooks for _, q in activation_quantizers(rounding))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("estimator", [Mse(), Percentile(percentile=90), MovingAverage()])
+@pytest.mark.parametrize("constant", [0.7, -1.3, 4e-4, 0.0])
+def test_a_constant_is_written_exactly(activations, estimator, constant):
+    module = insert_quantizers(nn.Sequential(nn.Conv2d(3, 4, 1)), Quantizers(activations=activations))
+    batch = torch.full((2, 3, 4, 4), constant)
+    remarks = calibrate(module, lambda: [batch], estimator)
+    first = dict(activation_quantizers(module))["quantizer_input_1"]
+    torch.testing.assert_close(first(batch), batch, rtol=1e-6, atol=0)
+    assert f"quantizer_input_1 ({constant:g})" in remarks[0]
+    assert module.eval()(batch).isfinite().all()
+
+
+def test_what_is_odd_is_said(rounding):
+    assert calibrate(rounding, images) == [
+        "activations are the same in every calibration image and place at quantizer__2 (0); "
+        "the range is taken from 0 to that value",
+        "channels whose weights are all 0, and which therefore give only their bias, are in 2 (4)",
+    ]
+
+
+def test_nothing_odd_is_said_of_a_usual_net():
+    torch.manual_seed(0)
+    module = Quantizers()(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    assert calibrate(module, images) == []
+
+
+def test_without_images_there_are_no_ranges(rounding):
+    with pytest.raises(DataError, match="no images to take activation ranges from; calibration needs at least one"):
+        calibrate(rounding, list)
+    with pytest.raises(DataError, match="no images"):
+        calibrate(rounding, lambda: [torch.zeros(0, 3, 6, 6)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_refused(rounding, bad):
+    batch = images()[0]
+    batch[1, 2, 3, 4] = bad
+    with pytest.raises(DataError, match=r"a calibration image holds NaN or infinite values as fed to the net; see"):
+        calibrate(rounding, lambda: [batch])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight"])
+def test_weights_that_are_not_finite_are_named(rounding, name, bad):
+    rounding.get_parameter(name).data[1] = bad
+    with pytest.raises(ModelError, match=rf"^{name} holds \d+ NaN or infinite values? of \d+, so it cannot be rounded"):
+        calibrate(rounding, images)
+
+
+def test_activations_that_are_not_finite_are_named(rounding):
+    rounding.get_parameter("2.weight").data.fill_(3e38)
+    with pytest.raises(ModelError, match=r"the activations that quantizer__2 rounds are not finite \(from"):
+        calibrate(rounding, images)
+    assert all(q.enabled and not q._forward_pre_hooks for _, q in activation_quantizers(rounding))
+
+
+def squared_error(weight: np.ndarray, scale: np.ndarray, largest: int) -> np.ndarray:
+    flat = weight.reshape(len(weight), -1)
+    rounded = np.clip(np.rint(flat / scale[:, None]), -largest, largest) * scale[:, None]
+    return ((flat - rounded) ** 2).sum(1)
+
+
+@pytest.mark.parametrize(("weights", "largest"), [("int4", 7), ("int7", 63)])
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_coarse_weights_are_clipped_where_it_rounds_best(weights, largest, granularity):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(64, 3))
+    net[0].weight.data[2] *= torch.randn(3, 5, 5) ** 2
+    module = insert_quantizers(net, Quantizers(weights=weights, granularity=granularity))
+    fit_weight_clips(module)
+    for _, layer in quantized_layers(module):
+        weight = layer.weight.detach().numpy()
+        furthest = np.abs(weight.reshape(len(weight), -1)).max(1)
+        if granularity == "per_tensor":
+            furthest[:] = furthest.max()
+        tried = [squared_error(weight, f * furthest / largest, largest) for f in np.linspace(1.0, 0.3, 71)]
+        found = squared_error(weight, layer.clip.numpy() * furthest / largest, largest)
+        if granularity == "per_tensor":
+            assert len(set(layer.clip.tolist())) == 1
+            assert found.sum() == pytest.approx(np.sum(tried, 1).min(), rel=1e-4)
+        else:
+            np.testing.assert_allclose(found, np.min(tried, 0), rtol=1e-4)
+    assert any((layer.clip < 1).any() for _, layer in quantized_layers(module))
+
+
+def test_eight_bits_need_no_clipping(rounding):
+    fit_weight_clips(rounding)
+    assert all((layer.clip == 1).all() for _, layer in quantized_layers(rounding))
+
+
+def test_a_channel_without_weights_keeps_its_clip():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net[0].weight.data[1] = 0
+    module = insert_quantizers(net, Quantizers(weights="int4"))
+    fit_weight_clips(module)
+    assert module.get_submodule("0").clip[1] == 1
+    assert module.get_submodule("0").clip.isfinite().all()

@@ -1,100 +1,25 @@
 """The files that leave the program, run in ONNX Runtime."""
 
 import copy
-import re
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
+from exporting import MEAN, SPEC, STD, drawn, exported, quantized, run, said, tiny, untrained
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 
-from compress.edits import macs
-from compress.edits.calibration import calibrate
-from compress.edits.quantizers import Quantizers, activation_quantizers, integer_parameters
+from compress.edits import graph, macs
+from compress.edits.placement import left_float
+from compress.edits.quantizers import ActivationQuantizer, activation_quantizers, integer_parameters
 from compress.errors import ExportError, ModelError
 from compress.export.onnx import Export, Exporter, check
-from compress.measure.file import count_macs, coverage, require_int8
+from compress.measure.coverage import coverage, require_int8
+from compress.measure.file import count_macs
 from compress.models import MODELS
 from compress.models.mobilenet_v1 import MobileNetV1
 from compress.net import Net, Spec, build
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def quantized(net: Net) -> Net:
-    """The net with ranges taken from noise."""
-    edit = Quantizers()
-    result = Net(net.spec.edited(edit), edit(copy.deepcopy(net.module)).eval())
-    calibrate(result.module, lambda: [drawn(16, *net.spec.image, seed=1)])
-    return result
-
-
-def exported(net: Net, **keys) -> onnx.ModelProto:
-    return Exporter(Export(**keys), MEAN, STD)(net, {})
-
-
-def run(model: onnx.ModelProto, x: np.ndarray | Tensor) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    # Without it CPUs that lack VNNI add pairs of products in 16 bits, which saturate.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    running = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return running.run(None, {"input": np.asarray(x)})[0]
-
-
-def said(net: Net, x: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return net.module.eval()(x).numpy()
-
-
-class Tiny(nn.Module):
-    """A clipped convolution, a sum of two equal branches, pooling, a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.branch = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
-        self.other = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
-        self.pool, self.dropout, self.head = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = torch.relu(self.branch(x) + self.other(x))
-        return self.head(self.dropout(self.pool(x).flatten(1)))
-
-
-SPEC = Spec(architecture=MobileNetV1(), classes=4, image=(3, 16, 16))  # its name alone is used here
-
-
-def tiny(seed: int) -> Net:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = Tiny()
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.running_mean.normal_()
-                layer.running_var.uniform_(0.5, 2)
-                nn.init.normal_(layer.bias)
-    return Net(SPEC, module.eval())
-
-
-def untrained() -> Net:
-    """As built from a description, with all the tensors that are equal by chance: zeros, ones, two equal branches."""
-    net = tiny(0)
-    for layer in net.module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
-    net.module.other.load_state_dict(net.module.branch.state_dict())
-    return net
-
 
 METADATA = {"class_names": '["a", "b"]', "mean": "[0.4, 0.5, 0.6]", "architecture": "tiny"}
 
@@ -117,7 +42,7 @@ def test_the_file_computes_what_the_net_computes_for_any_batch(pair, batch):
 
 
 def test_the_file_is_what_was_promised(pair):
-    _, model = pair
+    net, model = pair
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == 8
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
@@ -126,7 +51,13 @@ def test_the_file_is_what_was_promised(pair):
     first, *rest = entry.type.tensor_type.shape.dim
     assert first.dim_param == "batch"
     assert [d.dim_value for d in rest] == [3, 16, 16]
-    assert {p.key: p.value for p in model.metadata_props} == METADATA
+    written = {p.key: p.value for p in model.metadata_props}
+    assert written.keys() - METADATA.keys() == {"target", "scheme", "seal"}
+    assert METADATA.items() <= written.items()
+    assert [*written] == sorted(written)
+    assert written["target"] == "onnxruntime"
+    words = "int8 weights per channel, uint8 activations per tensor, int32 biases" if net.int8 else "float32"
+    assert written["scheme"] == words
     assert (model.producer_name, model.producer_version) == ("compress", "")
 
 
@@ -304,8 +235,8 @@ def family(request) -> tuple[Net, onnx.ModelProto]:
 def test_int8_is_int8_in_the_runtime(family):
     net, model = family
     convolutions = sum(isinstance(m, nn.Conv2d) for m in net.module.modules())
-    assert require_int8(model, convolutions) == ()
     found = coverage(model)
+    assert require_int8(found, left_float(net.module)) == ()
     assert (found.int8_convs, found.float_convs) == (convolutions, 0)
     assert found.count("Clip", "Conv", "ReduceMean", "Add", "Relu") == 0
     assert max(found.conversions) <= 2
@@ -316,19 +247,20 @@ def test_the_file_has_the_macs_of_the_net(family):
     assert count_macs(model) == macs.count_macs(net.module, net.example(1))
 
 
-def test_hard_swish_is_warned_of_and_right():
-    # Two blocks of MobileNetV3: a squeeze-and-excitation, hard-swish before and behind.
+def hard_swish_net() -> Net:
+    """Two blocks of MobileNetV3: a squeeze-and-excitation, hard-swish before and behind."""
     blocks = [
         InvertedResidualConfig(16, 3, 16, 16, True, "HS", 1, 1, 1),
         InvertedResidualConfig(16, 3, 24, 16, True, "HS", 1, 1, 1),
     ]
     torch.manual_seed(0)
-    net = quantized(Net(SPEC, MobileNetV3(blocks, 32, num_classes=4).eval()))
+    return Net(SPEC, MobileNetV3(blocks, 32, num_classes=4).eval())
+
+
+def test_hard_swish_is_int8_and_right():
+    net = quantized(hard_swish_net())
     model = exported(net)
-    (warning,) = require_int8(model, sum(node.op_type == "Conv" for node in model.graph.node))
-    assert re.match(
-        r"the int8 file goes back to float \d+ times on the way \(\d+ HardSigmoid, \d+ Mul have no", warning
-    )
+    assert require_int8(coverage(model), left_float(net.module)) == ()
     x = drawn(8, 3, 16, 16)
     np.testing.assert_array_equal(run(model, x).argmax(1), said(net, x).argmax(1))
 
@@ -341,10 +273,66 @@ def test_a_float_file_has_the_macs_of_the_net_too():
 
 def test_a_float_file_is_not_int8(pair):
     net, model = pair
-    if net.int8:
-        assert require_int8(model, 3) == ()
-        with pytest.raises(ExportError, match=r"1 of 4 convolutions stay float in ONNX Runtime .+; quantize cannot"):
-            require_int8(model, 4)
-    else:
-        with pytest.raises(ExportError, match="3 of 3 convolutions stay float"):
-            require_int8(model, 3)
+    found = coverage(model)
+    assert len(found.layers) == 4
+    assert len(found.float_layers) == (0 if net.int8 else 4)
+
+
+# Names
+
+
+def layers_of(net: Net) -> list[str]:
+    """The layers with weights, in the order in which data pass them."""
+    module = net.module if net.int8 else graph.folded(net.module)
+    return [str(node.target) for node, _ in graph.calls(module, nn.Conv2d, nn.Linear)]
+
+
+def names(model: onnx.ModelProto, *kinds: str) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type in kinds]
+
+
+@pytest.mark.parametrize("form", ["float32_nchw", "uint8_nhwc"])
+def test_layers_and_quantizers_keep_their_names(pair, form):
+    net, _ = pair
+    model = exported(net, input=form)
+    assert names(model, "Conv", "Gemm") == layers_of(net)
+    quantizers = [str(node.target) for node, _ in graph.calls(net.module, ActivationQuantizer)] if net.int8 else []
+    assert names(model, "QuantizeLinear") == quantizers
+    behind = [f"{name}/dequantize" for name in quantizers]
+    inside = [f"{layer}/{tensor}" for layer in quantizers and layers_of(net) for tensor in ("weight", "bias")]
+    assert sorted(names(model, "DequantizeLinear")) == sorted(behind + inside)
+    every = [node.name for node in model.graph.node]
+    assert len(every) == len({*every})
+    assert "" not in every
+
+
+def test_each_dequantize_is_called_as_what_it_reads(pair):
+    _, model = pair
+    makers = {node.output[0]: node.name for node in model.graph.node}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            source = node.input[0]
+            owner, _, tensor = source.rpartition(".")
+            assert node.name == (f"{makers[source]}/dequantize" if source in makers else f"{owner}/{tensor}")
+
+
+def test_a_quantizer_that_is_called_twice_has_a_number_in_its_second_name():
+    net = quantized(Net(Spec(architecture=MobileNetV1(), classes=4, image=(3, 8, 8)), OneConvolution().eval()))
+    model = exported(net)
+    assert names(model, "QuantizeLinear") == ["quantizer_x", "quantizer_relu", "quantizer_relu_1"]
+    assert "quantizer_relu_1/dequantize" in names(model, "DequantizeLinear")
+
+
+def test_two_layers_that_compute_the_same_from_the_same_become_one(pair):
+    net = quantized(untrained()) if pair[0].int8 else untrained()
+    assert layers_of(net) == ["stem.0", "branch.0", "other.0", "head"]
+    assert names(exported(net), "Conv", "Gemm") == ["stem.0", "branch.0", "head"]
+
+
+@pytest.mark.parametrize("ranges", ["static", "dynamic"])
+def test_a_net_with_gates_is_named_throughout(ranges):
+    net = quantized(hard_swish_net(), ranges=ranges)
+    model = exported(net)
+    assert names(model, "Conv", "Gemm", "ConvInteger", "MatMulInteger") == layers_of(net)
+    every = [node.name for node in model.graph.node]
+    assert len(every) == len({*every})

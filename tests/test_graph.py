@@ -157,7 +157,8 @@ class Deciding(nn.Module):
 
 def test_a_network_that_cannot_be_traced_is_refused():
     module = Deciding().train()
-    with pytest.raises(ModelError, match=r"Deciding cannot be traced by torch\.fx \(.+\): its forward\(\) must not"):
+    said = r"Deciding cannot be traced by torch\.fx \(.+\), at test_graph.py line \d+, .+: its forward\(\) must not"
+    with pytest.raises(ModelError, match=said):
         folded(module)
     assert module.training
 

@@ -9,8 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.errors import ExportError, ModelError
 from compress.measure.accuracy import judge, top_k, wilson
 from compress.measure.comparison import compare_files, read_onnx, render
-from compress.measure.file import Coverage, count_macs, coverage, require_int8, session
+from compress.measure.coverage import Coverage, Kernel, coverage, require_int8
+from compress.measure.file import count_macs, fixed_batch, outputs, read_file, session
 from compress.measure.latency import input_for, measure_latency, percentiles
+from compress.measure.slowness import causes, slowness
 
 
 def test_top_k_counts_labels_among_the_best():
@@ -133,26 +135,119 @@ def test_coverage_counts_what_the_runtime_really_runs():
     assert Coverage({"QLinearConv": 3, "Conv": 1}).count("QLinearConv", "Conv", "Clip") == 4
 
 
-def test_a_clip_between_integers_is_an_error(monkeypatch):
-    monkeypatch.setattr("compress.measure.file.coverage", lambda _: Coverage({"QLinearConv": 2, "Clip": 1}))
-    with pytest.raises(ExportError, match="1 Clip operators are left between int8 layers; a range is wider"):
-        require_int8(onnx.ModelProto(), 2)
+def island(operator: str, reason: str = "there is no int8 kernel for it") -> Kernel:
+    return Kernel(f"{operator}_1", operator, operator, False, reason)
+
+
+INT8 = Kernel("stem", "Conv", "QLinearConv", True)
+FLOAT = Kernel("head", "Gemm", "Gemm", False, "its weights are float")
+
+
+def test_a_clip_between_integers_is_an_error():
+    found = Coverage({"QLinearConv": 1, "Clip": 1}, (INT8, island("Clip", "its range is wider")))
+    with pytest.raises(
+        ExportError, match=r"1 Clip operators are left between int8 layers: Clip_1 \(its range is wider\); a range is"
+    ):
+        require_int8(found, {})
+
+
+def test_a_layer_that_stays_float_without_a_reason_is_an_error():
+    found = Coverage({"QLinearConv": 1, "Gemm": 1}, (INT8, FLOAT))
+    with pytest.raises(ExportError, match=r"1 of 2 layers stay float in ONNX Runtime .+: head \(its weights are float"):
+        require_int8(found, {"stem": "asked for"})
+
+
+def test_layers_that_are_left_in_float_are_named_with_their_reasons():
+    found = Coverage({"QLinearConv": 1, "Gemm": 1, "DequantizeLinear": 1}, (INT8, FLOAT))
+    (warning,) = require_int8(found, {"head": "kept in float, as asked for"})
+    assert warning == "left in float: head (kept in float, as asked for)"
+
+
+def test_detours_through_float_are_warned_of():
+    kernels = (INT8, island("HardSwish"), island("HardSwish"))
+    (warning,) = require_int8(Coverage({"QLinearConv": 2, "DequantizeLinear": 3}, kernels), {})
+    assert "goes back to float 3 times on the way (2 HardSwish without an int8 kernel: HardSwish_1 (there" in warning
+    assert require_int8(Coverage({"QLinearConv": 2, "DequantizeLinear": 2}, kernels), {}) == ()
+
+
+def test_dynamic_ranges_are_int8_and_warned_of():
+    found = Coverage({"ConvInteger": 2}, (Kernel("stem", "ConvInteger", "ConvInteger", True), island("Add")))
+    (warning,) = require_int8(found, {})
+    assert warning.startswith("2 layers take the range of their input from the input (dynamic ranges)")
+    assert found.islands == ()
+
+
+def rounding(value: str, name: str, scale: str, kind: str = "zero") -> list[onnx.NodeProto]:
+    """QuantizeLinear and DequantizeLinear, giving `<name>`."""
+    return [
+        helper.make_node("QuantizeLinear", [value, scale, kind], [f"{name}_q"], name=f"{name}/q"),
+        helper.make_node("DequantizeLinear", [f"{name}_q", scale, kind], [name], name=f"{name}/dq"),
+    ]
+
+
+def qdq(after: list[onnx.NodeProto], last: str, kind=np.uint8, weight=np.int8, **more) -> onnx.ModelProto:
+    """Input, rounded, a Conv of integers called `conv`, and what follows its output `y`."""
+    weights = {"w": np.full((16, 16, 1, 1), 3, weight), "s": np.array(0.02, np.float32), "zero": np.array(0, kind)}
+    nodes = [
+        *rounding("input", "x", "s"),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wf"], name="conv/weight"),
+        helper.make_node("Conv", ["x", "wf"], ["y"], name="conv"),
+        *after,
+        helper.make_node("Identity", [last], ["logits"]),
+    ]
+    return model_of(nodes, weights | more, shape=("batch", 16, 8, 8))
 
 
 @pytest.mark.parametrize(
-    ("operators", "named"),
+    ("after", "last", "reason"),
     [
+        (rounding("y", "z", "s"), "z", ""),
+        ([helper.make_node("Relu", ["y"], ["r"], name="relu"), *rounding("r", "z", "s")], "z", ""),
+        ([helper.make_node("Elu", ["y"], ["z"], name="elu")], "z", "its output is not rounded: it goes to Elu elu"),
         (
-            {"HardSwish": 2, "DequantizeLinear": 3},
-            "goes back to float 3 times on the way (2 HardSwish have no int8 kernel)",
+            [helper.make_node("Clip", ["y", "", "one"], ["c"], name="clip"), *rounding("c", "z", "s")],
+            "z",
+            "the range behind Clip clip is wider than that clip",
         ),
-        ({"DequantizeLinear": 4}, "goes back to float 4 times on the way (other operators have no int8 kernel)"),
+        (
+            [helper.make_node("Add", ["y", "y"], ["a"], name="add"), *rounding("y", "z", "s")],
+            "a",
+            "its output is not rounded: it goes to Add add",
+        ),
     ],
 )
-def test_detours_through_float_are_warned_of(monkeypatch, operators, named):
-    monkeypatch.setattr("compress.measure.file.coverage", lambda _: Coverage({"QLinearConv": 2} | operators))
-    (warning,) = require_int8(onnx.ModelProto(), 2)
-    assert named in warning
+def test_a_float_convolution_gets_its_reason(after, last, reason):
+    found = coverage(qdq(after, last, one=np.array(1.0, np.float32)))
+    (kernel,) = (kernel for kernel in found.layers if kernel.name == "conv")
+    assert (kernel.int8, kernel.reason) == (not reason, reason)
+    assert (found.int8_convs, found.float_convs) == (int(not reason), int(bool(reason)))
+
+
+def test_a_float_layer_is_float_by_its_weights():
+    (kernel,) = coverage(a_convolution()).layers
+    assert (kernel.operator, kernel.int8, kernel.reason) == ("Conv", False, "its weights are float")
+
+
+def test_a_layer_behind_an_unrounded_value():
+    nodes = [
+        helper.make_node("Elu", ["input"], ["x"], name="elu"),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wf"]),
+        helper.make_node("Conv", ["x", "wf"], ["logits"], name="conv"),
+    ]
+    weights = {"w": np.full((16, 16, 1, 1), 3, np.int8), "s": np.array(0.02, np.float32)}
+    (kernel,) = coverage(model_of(nodes, weights, shape=("batch", 16, 8, 8))).layers
+    assert kernel.reason == "its input is not rounded: it comes from Elu elu"
+
+
+def test_islands_are_named_with_their_reasons():
+    middle = [
+        *rounding("y", "z", "s"),
+        helper.make_node("HardSwish", ["z"], ["h"], name="swish"),
+        *rounding("h", "g", "s"),
+    ]
+    found = coverage(qdq(middle, "g"))
+    assert [(each.name, each.reason) for each in found.islands] == [("swish", "there is no int8 kernel for HardSwish")]
+    assert found.layers[0].int8
 
 
 def test_a_graph_that_the_runtime_refuses_is_an_error(tmp_path):
@@ -175,6 +270,40 @@ def test_an_input_fits_the_file(kind, dtype):
     np.testing.assert_array_equal(first, again)
 
 
+def fixed(batch: int) -> onnx.ModelProto:
+    """Doubles images, so many at a time."""
+    node = helper.make_node("Add", ["input", "input"], ["logits"])
+    return model_of([node], {}, shape=(batch, 3), outputs=(batch, 3))
+
+
+@pytest.mark.parametrize(("batch", "images"), [(1, 5), (2, 4), (2, 5), (4, 3)])
+def test_a_file_of_fixed_batch_size_is_fed_that_many_at_a_time(batch, images):
+    net = session(fixed(batch).SerializeToString())
+    x = np.random.default_rng(0).normal(size=(images, 3)).astype(np.float32)
+    assert fixed_batch(net) == batch
+    np.testing.assert_array_equal(outputs(net, x)[0], 2 * x)
+
+
+def test_a_file_of_any_batch_size_is_fed_all_at_once():
+    net = session(a_convolution().SerializeToString())
+    assert fixed_batch(net) is None
+    assert outputs(net, np.ones((5, 3, 8, 8), np.float32))[0].shape == (5, 4, 6, 6)
+
+
+def test_a_file_of_fixed_batch_size_is_timed_for_as_many_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.measure.latency.WARM_UP_S", 0)
+    onnx.save(fixed(1), tmp_path / "one.onnx")
+    runs = []
+
+    def turn(net, feed, count, seconds):
+        runs.append((feed["input"].shape, count))
+        return [1.0]
+
+    monkeypatch.setattr("compress.measure.latency._turn", turn)
+    measure_latency({"one": tmp_path / "one.onnx"}, threads=1, batch=8, rounds=1)
+    assert set(runs) == {((1, 3), 8)}
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setattr("compress.measure.latency.WARM_UP_S", 0)
@@ -188,7 +317,7 @@ def files(tmp_path, monkeypatch):
 def test_files_take_turns(files, monkeypatch):
     order = []
 
-    def turn(net, feed, seconds):
+    def turn(net, feed, runs, seconds):
         order.append(net)
         return [1.0, 2.0, 3.0]
 
@@ -224,9 +353,98 @@ def test_a_file_that_is_not_there(tmp_path):
         read_onnx(tmp_path / "x.onnx")
 
 
+@pytest.mark.parametrize("read", [read_onnx, read_file])
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x08\x08"])
-def test_a_file_that_is_no_onnx(tmp_path, content):
+def test_a_file_that_is_no_onnx(tmp_path, content, read):
     path = tmp_path / "x.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=re.escape(f"{path} is not a valid ONNX file: ") + ".+"):
-        read_onnx(path)
+        read(path)
+
+
+def test_a_truncated_file(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(a_convolution().SerializeToString()[:-40])
+    with pytest.raises(ModelError, match="is not a valid ONNX file"):
+        read_file(path)
+
+
+def test_a_graph_whose_weights_are_missing(tmp_path):
+    model = a_convolution()
+    del model.graph.initializer[:]
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ModelError, match=r"is not a valid ONNX file: .*w"):
+        read_file(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_is_named(tmp_path, value):
+    model = a_convolution()
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[1, 2, 0, 0] = value
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ModelError, match="the stored tensor w holds NaN or infinite numbers"):
+        read_file(tmp_path / "x.onnx")
+
+
+def test_weights_beside_a_file_are_read_in_its_folder_only(tmp_path):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "x.onnx"
+    onnx.save(a_convolution(), path, save_as_external_data=True, location="x.data", size_threshold=0)
+    assert numpy_helper.to_array(read_file(path).graph.initializer[0]).sum() == 4 * 27
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "../x.data"
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "x.data").rename(tmp_path / "x.data")
+    with pytest.raises(ModelError, match=r"keeps the tensor w outside its folder, in \.\./x\.data; that is not read"):
+        read_file(path)
+    model.graph.initializer[0].external_data[0].value = "gone.data"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"keeps the tensor w in gone\.data, which is missing beside it"):
+        read_file(path)
+
+
+def test_macs_of_integer_convolutions_are_counted():
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["i"], name="conv"),
+        helper.make_node("Cast", ["i"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    assert count_macs(model_of(nodes, {"w": np.ones((4, 3, 3, 3), np.int8)})) == 6 * 6 * 108
+
+
+def kernels(count: int, **operators: int) -> Coverage:
+    return Coverage(operators, tuple(Kernel(f"c{i}", "Conv", "QLinearConv", True) for i in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("found", "widths", "macs", "flags", "expected"),
+    [
+        (kernels(4), {"a": 32, "b": 16, "c": 64, "d": 10}, 10**6, ["avx2", "avx512_vnni"], []),
+        (kernels(4), {"a": 32}, 10**6, ["avx2"], ["this CPU has no VNNI"]),
+        (kernels(4), {"a": 32}, 10**6, [], []),
+        (Coverage({}, (INT8, FLOAT, island("Elu"))), {"a": 32}, 10**6, [], ["2 float islands: head, Elu_1"]),
+        (kernels(1, ConvInteger=1), {"a": 32}, 10**6, [], ["dynamic ranges"]),
+        (kernels(4), {"a": 30, "b": 17, "c": 64, "d": 16}, 10**6, [], ["50 % of the layers have channels that are no"]),
+        (kernels(4), {"a": 32}, 399_999, [], ["too small: 100,000 multiply-accumulates a layer"]),
+        (kernels(4), {"a": 32}, None, [], []),
+        (
+            Coverage({"ConvInteger": 1}, (INT8, FLOAT)), {"a": 3, "b": 5}, 10, ["avx2"],
+            ["this CPU", "1 float islands", "dynamic", "100 %", "too small"],
+        ),
+    ],
+)  # fmt: skip
+def test_causes_of_slowness_in_their_order(found, widths, macs, flags, expected):
+    reasons = causes(found, widths, macs, flags)
+    assert len(reasons) == len(expected)
+    for reason, start in zip(reasons, expected, strict=True):
+        assert reason.startswith(start)
+
+
+def test_causes_are_read_off_a_file(tmp_path):
+    onnx.save(a_convolution(), tmp_path / "x.onnx")
+    assert slowness(tmp_path / "x.onnx", ["avx_vnni"]) == [
+        "1 float islands: logits",
+        "too small: 3,888 multiply-accumulates a layer, so that what an operator costs in any case outweighs them",
+    ]

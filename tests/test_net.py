@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.edits.channels import Channels
-from compress.edits.quantizers import Quantizers
+from compress.edits.placement import Quantizers
 from compress.errors import ArtifactError, ModelError
 from compress.models.mobilenet_v1 import MobileNetV1
 from compress.net import Net, Spec, build, load, probe, save

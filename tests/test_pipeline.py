@@ -101,6 +101,30 @@ def test_a_stage_fills_a_partly_given_training_with_its_own_defaults() -> None:
     assert (found.stages[0].training.epochs, found.stages[0].training.lr) == (2, 0.0003)
 
 
+@pytest.mark.parametrize(
+    ("target", "weights", "activations"),
+    [("onnxruntime", "int8", "uint8"), ("onnxruntime-avx2", "int7", "uint8"), ("tensorrt", "int8", "int8"),
+     ("arm", "int8", "uint8"), ("mobile", "int8", "uint8")],
+)  # fmt: skip
+def test_the_target_says_how_numbers_are_written(target: str, weights: str, activations: str) -> None:
+    stage: Any = pipeline(stages=["quantize"], export={"target": target}).stages[0]
+    assert (stage.weights, stage.activations) == (weights, activations)
+
+
+def test_what_a_quantize_stage_says_itself_stays() -> None:
+    stage: Any = pipeline(stages=[{"quantize": {"weights": "int4"}}], export={"opset": 21}).stages[0]
+    assert (stage.weights, stage.activations) == ("int4", "uint8")
+
+
+def test_the_target_says_what_widths_are_multiples_of() -> None:
+    def align(stage: Any, target: str) -> int | None:
+        found: Any = pipeline(stages=[stage], export={"target": target}).stages[0]
+        return found.align  # type: ignore[no-any-return]
+
+    assert [align("prune", target) for target in ("onnxruntime", "arm")] == [None, 8]
+    assert align({"prune": {"align": 16}}, "arm") == 16
+
+
 def test_published_weights_bring_their_preprocessing() -> None:
     data: Any = pipeline(student={"mobilenet_v2": {"weights": "IMAGENET1K_V1"}}).data
     assert data.mean == (0.485, 0.456, 0.406)
@@ -143,6 +167,8 @@ CONSTRUCTED: list[dict[str, Any]] = [
     {**SHORTEST, "data": {"npz": {"path": "a b/ü.npz", "mean": 0.5, "std": [0.1], "class_names": [0, "no", "ü"]}}},
     {**SHORTEST, "stages": [{"distill": {"losses": ["cross_entropy"]}}, {"quantize": {"method": "ptq"}}]},
     {**SHORTEST, "budget": {"max_bytes": 1000, "max_accuracy_drop": 0.5}, "export": {"input": "uint8_nhwc"}, "seed": 7},
+    {**SHORTEST, "export": {"target": "arm"}, "stages": ["prune", "quantize"]},
+    {**SHORTEST, "export": {"target": "tensorrt"}, "stages": [{"quantize": {"weights": "int7"}}]},
     {**SHORTEST, "name": "a: 'b' #c", "student": "resnet50_cifar", "benchmark": {"threads": 2}},
     raw_pipeline(),
 ]
@@ -233,14 +259,48 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "Did you mean 'IMAGENET1K_V2'?"),
     ({"teacher": {"model": "resnet18", "weights": "net.bin"}},
      "teacher.model.resnet18.weights: torchvision has no weights 'net.bin' for resnet18 (a file should end in "
-     ".safetensors, .pt, .pth). Known: DEFAULT, IMAGENET1K_V1"),
+     ".safetensors, .pt, .pth, .onnx). Known: DEFAULT, IMAGENET1K_V1"),
     ({"student": {"mobilenet_v1": {"weights": "IMAGENET1K_V1"}}},
      "student.mobilenet_v1.weights: mobilenet_v1 is not one of torchvision's models, so there are no published weights "
-     "'IMAGENET1K_V1' for it; give a file (.safetensors, .pt, .pth)"),
+     "'IMAGENET1K_V1' for it; give a file (.safetensors, .pt, .pth, .onnx)"),
     ({"name": ""}, "name: should have at least 1 character, not ''"),
     ({"seed": -1}, "seed: should be greater than or equal to 0, not -1"),
     ({"budget": {"max_byte": 1}}, "budget.max_byte: no such key. Did you mean 'max_bytes'?"),
     ({"export": {"opset": 11}}, "export.opset: should be greater than or equal to 18, not 11"),
+    ({"export": {"opset": 22}}, "export.opset: should be less than or equal to 21, not 22"),
+    ({"export": {"target": "coreml"}},
+     "export.target: should be 'onnxruntime', 'onnxruntime-avx2', 'tensorrt', 'arm', 'mobile', 'float16' or 'float', "
+     "not 'coreml'"),
+    ({"export": {"target": "float16"}, "stages": ["quantize"]},
+     "stages.0.quantize: target float16 takes no int8 file: CoreML runs no QuantizeLinear; leave the stage out or "
+     "change export.target"),
+    ({"export": {"target": "float"}, "stages": ["prune", "quantize"]},
+     "stages.1.quantize: target float takes no int8 file: CoreML runs no QuantizeLinear; leave the stage out or "
+     "change export.target"),
+    ({"stages": [{"quantize": {"weights": "int4"}}]},
+     "stages.0.quantize.weights: int4 needs opset 21, not 18; set export.opset: 21"),
+    ({"export": {"target": "mobile", "opset": 21}, "stages": [{"quantize": {"weights": "int4"}}]},
+     "stages.0.quantize.weights: target mobile takes int8 or int7, not int4: an .ort file stores them as 8 bits"),
+    ({"export": {"target": "onnxruntime-avx2"}, "stages": [{"quantize": {"weights": "int8"}}]},
+     "stages.0.quantize.weights: target onnxruntime-avx2 takes int7 or int4, not int8: without VNNI, sums of two "
+     "products of 8 bits overflow 16 bits"),
+    ({"export": {"target": "tensorrt"}, "stages": [{"quantize": {"activations": "uint8"}}]},
+     "stages.0.quantize.activations: target tensorrt takes int8, not uint8: TensorRT takes no zero points other "
+     "than 0"),
+    ({"export": {"target": "tensorrt"}, "stages": [{"quantize": {"ranges": "dynamic"}}]},
+     "stages.0.quantize.ranges: target tensorrt takes static, not dynamic: TensorRT wants activation scales that stand "
+     "in the file"),
+    ({"stages": [{"quantize": {"activations": "int8"}}]},
+     "stages.0.quantize.activations: target onnxruntime takes uint8, not int8: ONNX Runtime has fast kernels for uint8 "
+     "activations only"),
+    ({"export": {"target": "arm"}, "stages": [{"prune": {"align": 12}}]},
+     "stages.0.prune.align: target arm wants multiples of 8, not 12"),
+    ({"export": {"target": "mobile"}, "benchmark": {"batch": 4}},
+     "benchmark.batch: files for target mobile take 1 image at a time, not 4"),
+    ({"stages": [{"quantize": {"method": "ptq", "learn": "lsq"}}]},
+     "stages.0.quantize.learn: lsq learns scales in training, and method ptq trains nothing; set method: qat"),
+    ({"stages": [{"quantize": {"ranges": "dynamic", "learn": "pact"}}]},
+     "stages.0.quantize.learn: pact learns ranges, and dynamic ones are not kept; leave out one of the two"),
     ({"data": {"synthetic": {"classes": 10, "samples": 5}}},
      "data.synthetic: samples (5) should be at least classes (10): each split has all"),
 ]  # fmt: skip

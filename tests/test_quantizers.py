@@ -1,23 +1,18 @@
-import math
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from compress.edits.calibration import calibrate
 from compress.edits.quantizers import (
     ActivationQuantizer,
-    QuantizedConv2d,
-    QuantizedLinear,
-    Quantizers,
-    activation_quantizers,
+    DynamicLinear,
+    QuantizedHardSigmoid,
+    QuantizedLayer,
     integer_parameters,
+    quantized_layer,
     rounded_parameters,
     weight_scale,
 )
-from compress.errors import ModelError
 
 
 def quantizer(scale: float, zero_point: int) -> ActivationQuantizer:
@@ -84,9 +79,10 @@ def test_a_constant_zero_stays_zero():
     assert taken(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
-def a_layer(kind: str) -> nn.Module:
+def a_layer(kind: str, weights: str = "int8", *, per_channel: bool = True) -> QuantizedLayer:
     torch.manual_seed(0)
-    return QuantizedConv2d(3, 4, 3) if kind == "conv" else QuantizedLinear(6, 4)
+    layer = nn.Conv2d(3, 4, 3) if kind == "conv" else nn.Linear(6, 4)
+    return quantized_layer(layer, weights, per_channel=per_channel, dynamic=False)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
@@ -147,65 +143,80 @@ def test_the_gradient_of_the_weights_passes_the_rounding():
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(4, 6))
 
 
-class Residual(nn.Module):
-    """What the networks of the pipelines are made of: clipped and plain convolutions, a sum, pools, a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6())
-        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
-        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        y = F.relu(self.second(y) + y)
-        return self.head(F.adaptive_avg_pool2d(self.pool(y), 1).flatten(1))
+@pytest.mark.parametrize(("weights", "largest"), [("int8", 127), ("int7", 63), ("int4", 7)])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_fewer_bits_have_fewer_integers(kind, weights, largest):
+    layer = a_layer(kind, weights)
+    weight = layer.weight.detach().numpy().reshape(4, -1)
+    scale = np.abs(weight).max(1) / np.float32(largest)
+    whole, found, *_ = integer_parameters(layer, torch.tensor(0.02))
+    np.testing.assert_array_equal(whole.numpy().reshape(4, -1), np.rint(weight / scale[:, None]))
+    np.testing.assert_array_equal(found, scale)
+    assert whole.abs().max() == largest
 
 
-def test_quantizers_stand_behind_all_that_computes():
-    torch.manual_seed(0)
-    quantized = Quantizers()(Residual().eval())
-    found = []
-    for node in quantized.graph.nodes:
-        called = quantized.get_submodule(node.target) if node.op == "call_module" else None
-        found.append(type(called).__name__ if called is not None else node.name)
-    q = "ActivationQuantizer"
-    assert [name for name in found if name not in ("output",) and not name.startswith(("quantizer", "scale"))] == [
-        "x", q, "QuantizedConv2d", "ReLU6", q, "QuantizedConv2d", q, "add", "relu", q,
-        "MaxPool2d", q, "GlobalAveragePool", q, "flatten", "QuantizedLinear",
-    ]  # fmt: skip
-    bounds = {name: (layer.low, layer.high) for name, layer in activation_quantizers(quantized)}
-    assert bounds["quantizer_first_2"] == (0, 6)
-    assert bounds["quantizer_relu"] == (0, math.inf)
-    assert bounds["quantizer_x"] == (-math.inf, math.inf)
+def test_a_narrower_clip_writes_small_weights_more_finely():
+    layer = a_layer("linear", "int4")
+    layer.clip.fill_(0.5)
+    weight = layer.weight.detach().numpy()
+    scale = np.float32(0.5) * np.abs(weight).max(1) / np.float32(7)
+    expected = np.clip(np.rint(weight / scale[:, None]), -7, 7) * scale[:, None]
+    np.testing.assert_allclose(rounded_parameters(layer.eval(), torch.tensor(0.02))[0].detach(), expected, rtol=1e-6)
 
 
-def test_rounding_changes_a_network_a_little():
-    torch.manual_seed(0)
-    module, x = Residual().eval(), torch.randn(16, 3, 8, 8)
-    quantized = Quantizers()(module)
-    calibrate(quantized, lambda: [x])
-    with torch.no_grad():
-        exact, rounded = module(x), quantized.eval()(x)
-    noise = ((exact - rounded) ** 2).mean() / (exact**2).mean()
-    assert 0 < noise < 0.01
+def test_one_scale_for_the_whole_tensor():
+    layer = a_layer("conv", per_channel=False)
+    whole, scale, *_ = integer_parameters(layer, torch.tensor(0.02))
+    weight = layer.weight.detach().numpy()
+    assert scale.tolist() == [np.abs(weight).max() / np.float32(127)] * 4
+    np.testing.assert_array_equal(whole, np.rint(weight / scale[0].item()))
 
 
-def test_quantizing_leaves_the_network_as_it_was():
-    module = Residual().train()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    quantized = Quantizers()(module)
-    quantized.get_submodule("head").weight.data.zero_()
-    assert module.training
-    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 5.0), (-4.0, 0.5), (0.0, 0.0)])
+def test_a_symmetric_range_has_its_zero_in_the_middle(low, high):
+    taken = ActivationQuantizer(activations="int8")
+    taken.set_range(low, high)
+    scale = taken.scale.item()
+    assert taken.zero_point.item() == 0
+    assert scale == pytest.approx(max(-low / 128, high / 127, 1e-12))
+    x = torch.linspace(low - 1, high + 1, 101)
+    whole = np.clip(np.rint(x.numpy() / np.float32(scale)), -128, 127)
+    np.testing.assert_allclose(taken(x), whole * np.float32(scale), rtol=1e-6, atol=1e-12)
 
 
-def test_a_network_without_layers_to_quantize_is_refused():
-    with pytest.raises(ModelError, match="Sequential has no Conv2d and no Linear layer, so there is nothing"):
-        Quantizers()(nn.Sequential(nn.ReLU()))
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 0.7), (-3.0, 30.0)])
+def test_no_end_of_a_range_passes_its_bound(low, high):
+    taken = ActivationQuantizer(low, high)
+    taken.set_range(-100.0, 100.0)
+    scale, zero_point = float(taken.scale), taken.zero_point.item()
+    assert -zero_point * scale >= low
+    assert (255 - zero_point) * scale <= high
+    assert scale == pytest.approx((high - low) / 255, rel=0.02)
 
 
-def test_a_layer_of_an_unknown_kind_is_refused():
-    other = nn.modules.linear.NonDynamicallyQuantizableLinear(3, 4)
-    with pytest.raises(ModelError, match="layer 0 is a NonDynamicallyQuantizableLinear: only plain Conv2d and Linear"):
-        Quantizers()(nn.Sequential(other))
+def test_a_hard_sigmoid_is_an_addition_that_is_rounded():
+    x = torch.linspace(-5, 5, 999)
+    whole = np.clip(np.rint((x.numpy() + 3) / np.float32(6 / 255) + 1 / 64), 0, 255)
+    found = QuantizedHardSigmoid()(x).numpy()
+    np.testing.assert_allclose(found, whole / 255, atol=1e-6)
+    assert np.abs(found - np.clip(x.numpy() + 3, 0, 6) / 6).max() <= (0.5 + 1 / 64) / 255 + 1e-6
+
+
+def test_a_dynamic_layer_rounds_by_the_extremes_of_the_batch():
+    plain = nn.Linear(6, 4)
+    layer = quantized_layer(plain, "int8", per_channel=True, dynamic=True).eval()
+    assert isinstance(layer, DynamicLinear)
+    x = torch.randn(5, 6).numpy() + 1
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    scale = np.float32((high - low) / np.float32(255))
+    zero = np.rint(-low / scale)
+    rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+    weight = plain.weight.detach().numpy()
+    step = np.abs(weight).max(1, keepdims=True) / np.float32(127)
+    expected = rounded @ (np.rint(weight / step) * step).T + plain.bias.detach().numpy()
+    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_zero_passes_a_dynamic_layer():
+    layer = quantized_layer(nn.Linear(6, 4), "int8", per_channel=True, dynamic=True)
+    torch.testing.assert_close(layer(torch.zeros(2, 6)), layer.bias.expand(2, 4))

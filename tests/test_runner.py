@@ -19,9 +19,10 @@ from tiny import Tiny, raw_pipeline, tiny_pipeline
 
 from compress import kept
 from compress import net as nets
-from compress.conclusion import Outcome
+from compress.conclusion import Conclusion, Outcome
 from compress.errors import BusyError, ConfigError, ModelError, ResourceError
 from compress.pipeline import parse_yaml, parsed
+from compress.row import Latency
 from compress.runner import run
 
 STAGES = ["teacher", "baseline", "distill", "prune", "quantize"]
@@ -308,6 +309,20 @@ def test_few_calibration_images_are_a_warning(tmp_path: Path) -> None:
     data = {"synthetic": {"size": 16, "classes": 4, "samples": 40}}
     outcome = run(untrained(data=data), tmp_path)
     assert any("come from 40 images only" in warning for warning in outcome.report.warnings)
+
+
+def test_an_int8_file_that_is_not_faster_is_said_with_the_cause(
+    whole: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(self: Conclusion, proofs: Any) -> dict[str, Latency]:
+        return {name: Latency(*3 * [3.0 if "quantize" in name else 2.4]) for name in proofs}
+
+    monkeypatch.setattr(Conclusion, "timed", timed)
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "slow"))
+    (said,) = (text for text in run(tiny_pipeline(), folder).report.warnings if "not faster" in text)
+    assert said.startswith(
+        "models/quantize.int8.onnx is not faster than models/prune.onnx here, 0.80 times its speed. Likely causes: "
+    )
 
 
 def test_two_stages_of_a_kind_get_names_of_their_own(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def test_smoke_run_through_the_command_line(path: Path, tmp_path: Path) -> None:
     assert any("smoke run" in warning for warning in report["warnings"])
     last = report["rows"][-1]
     assert last["int8"]
-    assert last["macs"] < report["rows"][1]["macs"]
+    if "prune:" in path.read_text():
+        assert last["macs"] < report["rows"][1]["macs"]
     assert (tmp_path / "out" / last["onnx"]).exists()
 
 

@@ -104,7 +104,8 @@ def test_auxiliary_heads_that_the_network_does_not_have_are_left_out(tmp_path: P
 
 def test_missing(tmp_path: Path) -> None:
     assert refusal(tmp_path / "w.pth") == (
-        f"no weights file {tmp_path / 'w.pth'}; give the path of a .safetensors file or of a .pt/.pth state dict"
+        f"no weights file {tmp_path / 'w.pth'}; give the path of a .safetensors file, of a .pt/.pth state dict or of "
+        "a float .onnx file"
     )
 
 
@@ -327,7 +328,8 @@ def test_preprocessing_of_published_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "file"), [("a.pth", True), ("b/c.PT", True), ("x.safetensors", True), ("IMAGENET1K_V1", False)]
+    ("weights", "file"),
+    [("a.pth", True), ("b/c.PT", True), ("x.safetensors", True), ("a.ONNX", True), ("IMAGENET1K_V1", False)],
 )
 def test_is_file(weights: str, file: bool) -> None:
     assert is_file(weights) is file

@@ -2,7 +2,7 @@
 
 from compress.edits.base import Edit
 from compress.edits.channels import Channels
-from compress.edits.quantizers import Quantizers
+from compress.edits.placement import Quantizers
 
 __all__ = ["EDITS", "Channels", "Edit", "Quantizers"]
 

@@ -5,8 +5,10 @@ A traced network is a `torch.fx.GraphModule` whose layers keep the names they ha
 
 import copy
 import operator
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,14 @@ class GlobalAveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Average (n, C, H, W) to (n, C, 1, 1)."""
         return F.adaptive_avg_pool2d(x, 1)
+
+
+class HardSigmoid(nn.Module):
+    """relu6(x + 3)/6: the gate of a hard-swish and of squeeze-excite, marked for rounding on a grid of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape, in [0, 1]."""
+        return F.hardsigmoid(x)
 
 
 @contextmanager
@@ -54,8 +64,8 @@ def folded(module: nn.Module) -> fx.GraphModule:
             traced = fx.symbolic_trace(module)
     except Exception as error:  # whatever a user's forward() raises while being traced
         raise ModelError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({error}): its forward() must not branch on the "
-            "values of tensors. Rewrite that part with tensor operations, or with a layer of torch.nn."
+            f"{type(module).__name__} cannot be traced by torch.fx ({error}){_users_line(error)}: its forward() must "
+            "not branch on the values of tensors. Write that part in tensor operations, or as a layer of torch.nn."
         ) from error
     traced = _own_copy(traced).eval()
     _drop_dropout(traced)
@@ -63,6 +73,20 @@ def folded(module: nn.Module) -> fx.GraphModule:
     _name_global_pooling(traced)
     clean(traced)
     return traced
+
+
+def _users_line(error: BaseException) -> str:
+    """Where in the user's own code tracing stopped: `, at net.py line 12, "if x.sum() > 0:"`."""
+    torchs = str(Path(torch.__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((torchs, "<")) and frame.filename != __file__
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f', at {Path(last.filename).name} line {last.lineno}, "{(last.line or "").strip()}"'
 
 
 def clean(traced: fx.GraphModule) -> None:
@@ -97,8 +121,21 @@ def does(node: fx.Node, functions: set[Callable[..., Any]], methods: set[str]) -
 
 def is_add(node: fx.Node) -> bool:
     """Whether a node adds two tensors."""
-    adds = does(node, {operator.add, operator.iadd, torch.add}, {"add", "add_"})
-    return adds and len(node.args) >= 2 and all(isinstance(a, fx.Node) for a in node.args[:2])
+    return does(node, {operator.add, operator.iadd, torch.add}, {"add", "add_"}) and _of_two(node)
+
+
+def is_mul(node: fx.Node) -> bool:
+    """Whether a node multiplies two tensors, element by element."""
+    return does(node, {operator.mul, operator.imul, torch.mul}, {"mul", "mul_"}) and _of_two(node)
+
+
+def is_sigmoid(node: fx.Node) -> bool:
+    """Whether a node calls the sigmoid as a function or method."""
+    return does(node, {torch.sigmoid, F.sigmoid}, {"sigmoid", "sigmoid_"})
+
+
+def _of_two(node: fx.Node) -> bool:
+    return len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
 
 
 def _own_copy(traced: fx.GraphModule) -> fx.GraphModule:

@@ -5,6 +5,7 @@ The file holds what is needed and no more: no exporter's notes, no times, no pat
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -21,23 +22,30 @@ from torch import Tensor, nn
 from compress.config import Config
 from compress.edits import graph
 from compress.errors import ExportError
+from compress.export.cleaning import part_int8, share_equal, strip
 from compress.export.layers import WithPreprocessing, integer_form, swap_pooling
+from compress.export.naming import node_names
+from compress.export.rules import OWN_WIDTHS, aligned_channels
+from compress.export.scheme import own_widths, rounding, scheme
+from compress.export.seal import seal
+from compress.export.storage import halve, store_four_bits
+from compress.export.targets import TARGETS, Target, broken_rules
 from compress.net import Net
 
 IR_VERSION = 8
 INPUT, OUTPUT = "input", "logits"
-SMALL = 4096  # elements: weights larger than this are never alike but by chance, in a net that was not trained
 
 
 class Export(Config):
     """What the files are for.
 
+    `target` is the kind of runtime, one of `TARGETS`; all of a run's files are made for it.
     `input` is what a file is fed: `float32_nchw`, already normalised, or `uint8_nhwc`, raw pixels, with the
     normalisation inside the file.
     """
 
     name: ClassVar[str] = "export"
-    target: Literal["onnxruntime"] = "onnxruntime"
+    target: Literal["onnxruntime", "onnxruntime-avx2", "tensorrt", "arm", "mobile", "float16", "float"] = "onnxruntime"
     opset: Annotated[int, Field(ge=18, le=21)] = 18
     input: Literal["float32_nchw", "uint8_nhwc"] = "float32_nchw"
 
@@ -54,48 +62,81 @@ class Exporter:
     std: tuple[float, ...]
     graphs: dict[str, ModelProto] = field(default_factory=dict)
 
-    def __call__(self, net: Net, metadata: Mapping[str, str]) -> ModelProto:
-        """The ONNX form of a net, batch size open, checked in full by onnx's own checker.
+    @property
+    def target(self) -> Target:
+        """What the files are made for."""
+        return TARGETS[self.config.target]
 
+    def __call__(self, net: Net, metadata: Mapping[str, str]) -> ModelProto:
+        """The ONNX form of a net for its target, checked in full by onnx's own checker and by the target's rules.
+
+        The batch size is open, but where the target has a fixed one.
         A net with quantizers becomes int8 QuantizeLinear/DequantizeLinear pairs with int8 weights and int32
-        biases; any other is folded and stays float. The net is not changed. `metadata` is written into the file.
-        Raises ExportError where the exporter or the checker refuses, and ModelError where it cannot be traced.
+        biases (float ones for `tensorrt`); any other is folded and stays float. The net is not changed.
+        `metadata` is written into the file, beside target, scheme and seal. Raises ExportError where the exporter, the
+        checker or a rule refuses, and ModelError where it cannot be traced.
         """
         with torch.no_grad():
             whole, example = self.ready(net)
             if net.spec.key not in self.graphs:
-                self.graphs[net.spec.key] = _exported(whole, example, self.config.opset)
+                self.graphs[net.spec.key] = self.traced(whole, example)
             model = onnx.ModelProto()
             model.CopyFrom(self.graphs[net.spec.key])
             if not _fill(model, whole.state_dict()):
-                model = _exported(whole, example, self.config.opset)
+                model = self.traced(whole, example)
+            names = node_names(model, within="module." if isinstance(whole, WithPreprocessing) else "")
             # Only now: it folds equal tensors into one and constants away, which depends on the values.
             optimized: ModelProto = optimizer.optimize(model)
-        return self.finished(optimized, metadata)
+        return self.finished(optimized, net, names, metadata)
 
-    def finished(self, model: ModelProto, metadata: Mapping[str, str]) -> ModelProto:
-        """The graph without the exporter's notes, with ours, checked."""
-        _strip(model)
-        _share_equal(model)
-        _part_int8(model)
+    def finished(
+        self, model: ModelProto, net: Net, names: Mapping[str, str], metadata: Mapping[str, str]
+    ) -> ModelProto:
+        """The graph without the exporter's notes, with ours, in its target's form, checked and sealed."""
+        strip(model, names)
+        share_equal(model)
+        part_int8(model)
+        edit = rounding(net)
+        if edit is not None and edit.weights == "int4":
+            store_four_bits(model)
+        if self.target.precision == "float16" and edit is None:
+            halve(model)
         # ONNX Runtime 1.17 refuses the exporter's 10 at opset 18, where nothing needs more than 8.
         model.ir_version = IR_VERSION if self.config.opset <= 18 else 10
         model.producer_name, model.producer_version = "compress", ""
-        onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+        about = {**metadata, "target": self.target.name, "scheme": scheme(net, self.target.name)}
+        if aligned_channels in self.target.rules:
+            about[OWN_WIDTHS] = json.dumps(own_widths(net))
+        onnx.helper.set_model_props(model, dict(sorted(about.items())))
         check(model, self.config.opset)
+        require_rules(model, self.target.name)
+        seal(model)
         return model
 
     def ready(self, net: Net) -> tuple[nn.Module, Tensor]:
         """The net as it goes to the exporter, with an example of its input."""
-        module = integer_form(net.module) if net.int8 else graph.folded(net.module)
-        swap_pooling(module)
+        module = integer_form(net.module, float_bias=self.target.float_bias) if net.int8 else graph.folded(net.module)
+        swap_pooling(module.cpu(), net.example())
         channels, height, width = net.spec.image
         whole: nn.Module = module
-        example = torch.zeros(2, channels, height, width)
+        batch = self.target.batch or 2  # where any batch is meant, an example of one would be taken at its word
+        example = torch.zeros(batch, channels, height, width)
         if self.config.input == "uint8_nhwc":
             whole = WithPreprocessing(module, self.mean, self.std)
-            example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+            example = torch.zeros(batch, height, width, channels, dtype=torch.uint8)
         return whole.eval().cpu(), example
+
+    def traced(self, module: nn.Module, example: Tensor) -> ModelProto:
+        """The exporter's own graph of a module; raises ExportError."""
+        return _exported(module, example, self.config.opset, fixed=self.target.batch is not None)
+
+
+def require_rules(model: ModelProto, target: str) -> None:
+    """See that a file holds all rules of its target; raises ExportError."""
+    broken = broken_rules(model, target)
+    if broken:
+        more = f" ({len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise ExportError(f"the file breaks a rule of target {target}: {broken[0]}{more}")
 
 
 def check(model: ModelProto, opset: int) -> None:
@@ -111,16 +152,17 @@ def check(model: ModelProto, opset: int) -> None:
         )
 
 
-def _exported(module: nn.Module, example: Tensor, opset: int) -> ModelProto:
+def _exported(module: nn.Module, example: Tensor, opset: int, *, fixed: bool) -> ModelProto:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
+    shapes = None if fixed else ({0: torch.export.Dim("batch")},)
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module, (example,), dynamo=True, opset_version=opset, verbose=False, optimize=False,
-                input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=shapes,
             )  # fmt: skip
     except Exception as error:  # the exporter raises a dozen kinds
         cause = error.__cause__ or error
@@ -143,59 +185,3 @@ def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
             return False
         tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
     return {tensor.name for tensor in model.graph.initializer} == set(state)
-
-
-def _share_equal(model: ModelProto) -> None:
-    """Let equal small tensors stand in the file once: zero points of biases, mostly, of which every layer has one."""
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    renamed: dict[str, str] = {}
-    kept = []
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        key = (tensor.data_type, tuple(tensor.dims), values.tobytes() if values.size <= SMALL else tensor.name.encode())
-        if key in first:
-            renamed[tensor.name] = first[key]
-        else:
-            first[key] = tensor.name
-            kept.append(tensor)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    for node in model.graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
-
-
-def _part_int8(model: ModelProto) -> None:
-    """Give every layer int8 tensors of its own where equal ones were made one.
-
-    On CPUs without VNNI users switch on `session.x64quantprecision`, with which ONNX Runtime rewrites weights and
-    their zero points; it refuses a file in which two layers share one.
-    """
-    whole = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    used: set[str] = set()
-    for node in model.graph.node:
-        for i, name in enumerate(node.input):
-            if name in used:
-                own = model.graph.initializer.add()
-                own.CopyFrom(whole[name])
-                own.name = node.input[i] = f"{name}_{node.name}"
-            elif name in whole:
-                used.add(name)
-
-
-def _strip(model: ModelProto) -> None:
-    """Remove what the exporter adds for people: stack traces, shape notes, doc strings."""
-    model.ClearField("doc_string")
-    model.ClearField("metadata_props")
-    model.ClearField("functions")
-    model.graph.ClearField("value_info")
-    model.graph.ClearField("doc_string")
-    model.graph.ClearField("metadata_props")
-    model.graph.name = "net"
-    for i, node in enumerate(model.graph.node):
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-        node.name = f"{node.op_type}_{i}"
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.ClearField("metadata_props")
-        value.ClearField("doc_string")

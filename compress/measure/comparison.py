@@ -9,7 +9,8 @@ import onnx
 from onnx import ModelProto
 
 from compress.errors import ModelError
-from compress.measure.file import Coverage, count_macs, coverage
+from compress.measure.coverage import Coverage, coverage
+from compress.measure.file import count_macs
 from compress.measure.latency import measure_latency
 from compress.row import Latency
 

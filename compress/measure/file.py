@@ -1,26 +1,95 @@
-"""What an ONNX file holds and what runs of it cost, read off the graph and ONNX Runtime's optimised form of it."""
+"""What an ONNX file holds and what runs of it give, read off the graph and out of ONNX Runtime."""
 
 import math
-import tempfile
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from compress.errors import ExportError
+from compress.errors import ExportError, ModelError
+from compress.export.reading import values
 
-FLOAT_CONVS = ("Conv", "FusedConv", "NhwcFusedConv")
 # Which dimensions of the output are positions: a Conv gives (batch, channels, *positions), a MatMul channels last.
-POSITIONS = {"Conv": slice(2, None), "MatMul": slice(1, -1), "Gemm": slice(0, 0)}
-PASSED_ON = ("DequantizeLinear", "QuantizeLinear", "Transpose")
-INT8_CONVS = ("QLinearConv", "ConvInteger")
-HARD = ("Clip", "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Mul", "Softmax")
+POSITIONS = {
+    "Conv": slice(2, None),
+    "ConvInteger": slice(2, None),
+    "MatMul": slice(1, -1),
+    "MatMulInteger": slice(1, -1),
+    "Gemm": slice(0, 0),
+}
+PASSED_ON = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Cast")
+LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    # All that makes integer kernels, and none of the layouts of one machine.
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+DECIMALS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
-def session(model: Path | bytes, threads: int = 1, optimized: Path | None = None) -> ort.InferenceSession:
+def read_file(file: Path) -> ModelProto:
+    """The graph in a file with all its weights, checked in full by onnx's own checker.
+
+    Raises ModelError where there is no such file, it holds no valid graph, weights that it keeps beside it are
+    missing or outside its folder, or a stored number is not finite.
+    """
+    if not file.is_file():
+        raise ModelError(f"no ONNX file {file}")
+    try:
+        model = onnx.load(file, load_external_data=False)
+        if not model.graph.node:
+            raise ValueError("it holds no graph")
+        require_own_folder(model, file)
+        onnx.external_data_helper.load_external_data_for_model(model, str(file.parent))
+        onnx.checker.check_model(model, full_check=True)
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf's, the checker's and the file system's have no common base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it holds no graph"
+        raise ModelError(f"{file} is not a valid ONNX file: {reason}") from error
+    for tensor in unfinite(model):
+        raise ModelError(f"{file}: the stored tensor {tensor} holds NaN or infinite numbers; export the net again")
+    return model
+
+
+def require_own_folder(model: ModelProto, file: Path) -> None:
+    """See that weights kept beside a file lie in its folder; raises ModelError."""
+    folder = file.parent.resolve()
+    for tensor in onnx.external_data_helper._get_all_tensors(model):
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        place = onnx.external_data_helper.ExternalDataInfo(tensor).location
+        if not (folder / place).resolve().is_relative_to(folder):
+            raise ModelError(f"{file} keeps the tensor {tensor.name} outside its folder, in {place}; that is not read")
+        if not (folder / place).is_file():
+            raise ModelError(f"{file} keeps the tensor {tensor.name} in {place}, which is missing beside it")
+
+
+def unfinite(model: ModelProto) -> Iterator[str]:
+    """The names of stored tensors with NaN or infinite numbers, but for single ones: open clips are infinite."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in DECIMALS:
+            continue
+        numbers = values(tensor).astype(np.float64)
+        if np.isnan(numbers).any() or (numbers.size > 1 and not np.isfinite(numbers).all()):
+            yield tensor.name
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    """What a file says of itself."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def session(
+    model: Path | bytes,
+    threads: int = 1,
+    optimized: Path | None = None,
+    level: Literal["none", "extended", "all"] = "all",
+) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU; `optimized` is where to write the graph that it really runs.
 
     Raises ExportError where the runtime refuses the file.
@@ -29,6 +98,7 @@ def session(model: Path | bytes, threads: int = 1, optimized: Path | None = None
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.graph_optimization_level = LEVELS[level]
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
@@ -39,8 +109,29 @@ def session(model: Path | bytes, threads: int = 1, optimized: Path | None = None
         raise ExportError(f"ONNX Runtime {ort.__version__} refuses {name}: {' '.join(str(error).split())}") from error
 
 
+def fixed_batch(net: ort.InferenceSession) -> int | None:
+    """The batch size that a file insists on, None where it takes any."""
+    shape = net.get_inputs()[0].shape
+    return shape[0] if shape and isinstance(shape[0], int) else None
+
+
+def outputs(net: ort.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
+    """All outputs for these images (n, …), each (n, …); a file of fixed batch size is fed that many at a time.
+
+    An output without a dimension for the batch is given as it came for the first images.
+    """
+    name, size = net.get_inputs()[0].name, fixed_batch(net) or max(len(images), 1)
+    parts = []
+    for begin in range(0, len(images), size):
+        part = images[begin : begin + size]
+        missing = size - len(part)
+        fed = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append([found[: len(part)] if found.ndim else found for found in net.run(None, {name: fed})])
+    return [np.concatenate(each) if each[0].ndim else each[0] for each in zip(*parts, strict=True)]
+
+
 def count_macs(model: ModelProto) -> int:
-    """Multiply-accumulates of Conv and Gemm for one image, float or int8 in QDQ form.
+    """Multiply-accumulates of Conv and Gemm for one image, float or int8.
 
     A Conv and a MatMul count output positions × weights, a Gemm its weights; all else is not counted.
     Raises ExportError where shapes cannot be inferred.
@@ -84,63 +175,3 @@ def _weight_shape(
     while name not in weights and name in producer and producer[name].op_type in PASSED_ON:
         name = producer[name].input[0]
     return weights.get(name)
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What ONNX Runtime's optimiser made of a graph: how many operators of each kind it will really run."""
-
-    operators: dict[str, int]
-
-    def count(self, *kinds: str) -> int:
-        """How many operators there are of these kinds."""
-        return sum(self.operators.get(kind, 0) for kind in kinds)
-
-    @property
-    def float_convs(self) -> int:
-        """Convolutions that stay float."""
-        return self.count(*FLOAT_CONVS)
-
-    @property
-    def int8_convs(self) -> int:
-        """Convolutions with an integer kernel."""
-        return self.count(*INT8_CONVS)
-
-    @property
-    def conversions(self) -> tuple[int, int]:
-        """(QuantizeLinear, DequantizeLinear) left: at most (2, 2) where the whole path is int8."""
-        return self.count("QuantizeLinear"), self.count("DequantizeLinear")
-
-
-def coverage(model: ModelProto) -> Coverage:
-    """Let ONNX Runtime optimise a graph and count what is left; raises ExportError where it refuses the graph."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        session(model.SerializeToString(), optimized=optimized)
-        return Coverage(dict(Counter(node.op_type for node in onnx.load(optimized).graph.node)))
-
-
-def require_int8(model: ModelProto, convolutions: int) -> tuple[str, ...]:
-    """See that every convolution of an int8 file runs as int8 here; returns warnings about what else stays float.
-
-    `convolutions` is how many the graph has. Raises ExportError where a Conv or a Clip is left in float: such a
-    file is slower than the float one (facts of the QDQ form in ONNX Runtime's documentation on quantization).
-    """
-    found = coverage(model)
-    if found.float_convs or found.int8_convs < convolutions:
-        raise ExportError(
-            f"{max(found.float_convs, convolutions - found.int8_convs)} of {convolutions} convolutions stay float in "
-            f"ONNX Runtime {ort.__version__}; quantize cannot make this architecture int8 yet"
-        )
-    if found.count("Clip"):
-        raise ExportError(
-            f"{found.count('Clip')} Clip operators are left between int8 layers; a range is wider than its ReLU6"
-        )
-    quantize, dequantize = found.conversions
-    if quantize <= 2 and dequantize <= 2:
-        return ()
-    islands = ", ".join(f"{found.count(kind)} {kind}" for kind in HARD if found.count(kind)) or "other operators"
-    return (
-        f"the int8 file goes back to float {dequantize} times on the way ({islands} have no int8 kernel), "
-        "which costs time: see its latency before you ship it",
-    )

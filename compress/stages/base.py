@@ -10,7 +10,7 @@ from compress.data.base import Data
 from compress.events import Listener, ignore
 from compress.losses.base import Loss
 from compress.net import Net
-from compress.recipe import Training
+from compress.recipe import NONE_APART, Apart, Training
 from compress.train import Progress, fit
 
 
@@ -61,8 +61,9 @@ def teach(
     training: Training,
     losses: tuple[Loss, ...],
     after_epoch: Callable[[int], None] | None = None,
+    apart: Apart = NONE_APART,
 ) -> None:
-    """Train a net in place on the run's data, with the run's teachers where a loss wants them."""
+    """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`."""
     wanted = any(loss.needs_teacher for loss in losses)
     fit(
         net.module,
@@ -74,4 +75,5 @@ def teach(
         seed=env.seed,
         progress=Progress(env.stage, env.emit),
         after_epoch=after_epoch,
+        apart=apart,
     )
