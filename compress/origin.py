@@ -60,7 +60,7 @@ def find_origin(file: Path, run: Path | None) -> Origin | None:
     try:
         net, reason = nets.load(place), ""
     except ModelError as error:
-        net, reason = None, str(error)
+        net, reason = None, f"{str(error).split('; delete')[0]}; a model of your own needs --plugin FILE.py"
     return Origin(folder, net, reason, known.get("sha256") == digest, trained)
 
 

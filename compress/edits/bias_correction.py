@@ -56,7 +56,7 @@ class _Correction(fx.Interpreter):
 
 def channel_means(layer: nn.Module, output: Tensor) -> Tensor:
     """The mean of each channel of what a convolution (n, C, H, W) or linear layer (n, …, C) gives, (C,)."""
-    axes = (0, 2, 3) if isinstance(layer, nn.Conv2d) else tuple(range(output.dim() - 1))
+    axes = tuple(range(output.dim() - 1)) if isinstance(layer, nn.Linear) else (0, 2, 3)
     return output.mean(dim=axes)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import stochastic_depth
 
+from compress.edits.functional import free_name, name_functional_layers
 from compress.errors import ModelError
 
 
@@ -68,6 +69,8 @@ def folded(module: nn.Module) -> fx.GraphModule:
             "not branch on the values of tensors. Write that part in tensor operations, or as a layer of torch.nn."
         ) from error
     traced = _own_copy(traced).eval()
+    name_functional_layers(traced)
+    clean(traced)
     _drop_dropout(traced)
     _fold_batchnorm(traced)
     _name_global_pooling(traced)
@@ -144,7 +147,7 @@ def _own_copy(traced: fx.GraphModule) -> fx.GraphModule:
     seen = set()
     for node, layer in calls(traced, nn.Conv2d, nn.Linear, nn.BatchNorm2d):
         if node.target in seen:
-            name = f"{node.name}_again"
+            name = free_name(traced, f"{node.name}_again")
             traced.add_submodule(name, copy.deepcopy(layer))
             node.target = name
         seen.add(node.target)
@@ -179,7 +182,7 @@ def _name_global_pooling(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if not _pools_globally(traced, node):
             continue
-        name = f"{node.name}_global"
+        name = free_name(traced, f"{node.name}_global")
         traced.add_submodule(name, GlobalAveragePool())
         with traced.graph.inserting_before(node):
             pool = traced.graph.call_module(name, (node.all_input_nodes[0],))

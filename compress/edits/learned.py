@@ -49,7 +49,7 @@ class LearnedScale(nn.Module):
         """Round x (n, …), and let the quantizer's own scale follow."""
         self.settle(quantizer)
         scale = _in_units(self.factor, quantizer.scale, self.unit)
-        gain = (x[0].numel() * self.largest) ** -0.5
+        gain = (x[:1].numel() * self.largest if x.dim() else self.largest) ** -0.5
         return rounded(x, scale, quantizer.zero_point, quantizer.smallest, quantizer.largest, gain)
 
     @torch.no_grad()

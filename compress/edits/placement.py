@@ -16,6 +16,7 @@ import compress.edits.equalization as equalization
 import compress.edits.graph as graph
 import compress.edits.operators as operators
 from compress.config import Config, near
+from compress.edits.functional import free_name
 from compress.edits.quantizers import (
     ActivationQuantizer,
     QuantizedConv2d,
@@ -150,7 +151,8 @@ class _Placement:
         with self.traced.graph.inserting_before(node):
             scale = self.traced.graph.get_attr(f"{self.rounded_by[source]}.scale")
         node.args, node.kwargs = (node.all_input_nodes[0], scale), {}
-        if not operators.gives_logits(self.traced, node):
+        # ONNX Runtime has no int8 convolution that gives floats, as it has for a Linear.
+        if isinstance(layer, nn.Conv2d) or not operators.gives_logits(self.traced, node):
             self.round_after(self.with_activation(node))
 
     def make_dynamic(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:
@@ -183,7 +185,7 @@ class _Placement:
         low, high = operators.range_of(self.traced, node) or UNBOUNDED
         if operators.feeds_hard_swish(self.traced, node):
             low = max(low, -3.0)  # the function is 0 from there down, so the grid need not reach further
-        name = f"quantizer_{node.name}"
+        name = free_name(self.traced, f"quantizer_{node.name}")
         self.traced.add_submodule(name, ActivationQuantizer(low, high, self.edit.activations))
         self.insert(node, name)
 

@@ -9,7 +9,9 @@ from torch import fx, nn
 
 import compress.edits.graph as graph
 import compress.edits.operators as operators
+from compress.edits.functional import free_name
 
+IN_PLACE = {"add_", "mul_", "sub_", "div_", "relu_", "sigmoid_", "clamp_", "hardtanh_"}
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -18,6 +20,7 @@ def rewrite(traced: fx.GraphModule, *, signed: bool) -> None:
 
     With `signed` activations hard-sigmoids are left as they are: the kernels that make them cheap are unsigned.
     """
+    out_of_place(traced)
     for node in list(traced.graph.nodes):
         layer = graph.called(traced, node)
         if isinstance(layer, nn.Hardswish) or graph.does(node, {F.hardswish}, set()):
@@ -37,6 +40,34 @@ def rewrite(traced: fx.GraphModule, *, signed: bool) -> None:
     traced.recompile()
 
 
+def out_of_place(traced: fx.GraphModule) -> None:
+    """Let what changes a rounded input give a new tensor instead, in place; whoever reads the input later gets that.
+
+    Learned scales need the rounded values for their gradient. A ReLU right behind what it clips is rounded itself,
+    and stays as it is.
+    """
+    nodes = list(traced.graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    for node in [node for node in nodes if _in_place(traced, node)]:
+        layer, source = graph.called(traced, node), node.all_input_nodes[0]
+        moved = source.op == "placeholder" or operators.moves_values(source, graph.called(traced, source))
+        if operators.clip_range(traced, node) is not None and len(source.users) == 1 and not moved:
+            continue
+        if layer is not None:
+            layer.inplace = False  # type: ignore[assignment]
+        elif node.op == "call_method":
+            node.target = str(node.target)[:-1]
+        else:
+            node.kwargs = {**node.kwargs, "inplace": False}
+        source.replace_all_uses_with(node, delete_user_cb=lambda user, at=order[node]: order[user] > at)
+
+
+def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target) in IN_PLACE
+    return bool(getattr(graph.called(traced, node), "inplace", False) or node.kwargs.get("inplace"))
+
+
 def _as_gate(traced: fx.GraphModule, node: fx.Node, gate: nn.Module) -> None:
     """Replace f(x) = x·gate(x) by its parts."""
     source = node.all_input_nodes[0]
@@ -49,7 +80,7 @@ def _as_gate(traced: fx.GraphModule, node: fx.Node, gate: nn.Module) -> None:
 
 def _before(traced: fx.GraphModule, node: fx.Node, layer: nn.Module) -> fx.Node:
     """A call of a new layer on a node's input."""
-    name = f"{node.name}_gate"
+    name = free_name(traced, f"{node.name}_gate")
     traced.add_submodule(name, layer)
     with traced.graph.inserting_before(node):
         return traced.graph.call_module(name, (node.all_input_nodes[0],))

@@ -16,6 +16,8 @@ from compress.export.reading import LAYERS, Reading
 from compress.measure.file import session
 
 FLOAT_CONVS = ("Conv", "FusedConv", "NhwcFusedConv")
+FLOAT_WEIGHTS = "its weights are float"
+OWN_ROUNDING = "its weights are float, and this ONNX Runtime rounds them by itself, on one scale"
 INT8_CONVS = ("QLinearConv", "ConvInteger")
 ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 DYNAMIC = ("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
@@ -43,11 +45,7 @@ class Kernel:
     runs_as: str
     int8: bool
     reason: str = ""
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it multiplies with weights."""
-        return self.operator in LAYERS
+    is_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Coverage:
     @property
     def dynamic(self) -> bool:
         """Whether layers take the range of their input from the input."""
-        return bool(self.count(*DYNAMIC))
+        return bool(self.count("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger"))
 
     @property
     def float_layers(self) -> tuple[Kernel, ...]:
@@ -125,20 +123,24 @@ def require_int8(found: Coverage, left_float: Mapping[str, str]) -> tuple[str, .
     `left_float` are layers and operations that stay float, with the reason. Raises ExportError where another layer
     stays float or a Clip is left between int8 layers: such a file is slower than the float one, and nobody said so.
     """
-    lost = [kernel for kernel in found.float_layers if kernel.name not in left_float]
+    # Float weights in a file are float in the net as well: nobody rounded them, and nobody gave the reason.
+    unnamed = [kernel for kernel in found.float_layers if not _named_in(left_float, kernel.name)]
+    lost = [kernel for kernel in unnamed if kernel.reason != FLOAT_WEIGHTS]
+    left_float = {**left_float, **{kernel.name: kernel.reason for kernel in unnamed}}
+    left_float |= {k.name: OWN_ROUNDING for k in found.layers if k.int8 and k.reason == FLOAT_WEIGHTS}
     if lost:
         raise ExportError(
             f"{len(lost)} of {len(found.layers)} layers stay float in ONNX Runtime {ort.__version__}: {named(lost)}; "
             "quantize cannot make this architecture int8 yet; float_layers names layers that may stay float"
         )
     clips = [kernel for kernel in found.islands if kernel.operator == "Clip"]
-    if clips and not any(kernel.name in left_float for kernel in found.float_layers):
+    if clips and not left_float:
         raise ExportError(
             f"{len(clips)} Clip operators are left between int8 layers: {named(clips)}; a range is wider than its ReLU6"
         )
     warnings = []
     if left_float:
-        warnings.append(f"left in float: {_listed(left_float)}")
+        warnings.append(f"left in float: {listed(left_float)}")
     quantize, dequantize = found.conversions
     if found.islands and (quantize > 2 or dequantize > 2):
         kinds = Counter(kernel.operator for kernel in found.islands)
@@ -155,12 +157,19 @@ def require_int8(found: Coverage, left_float: Mapping[str, str]) -> tuple[str, .
     return tuple(warnings)
 
 
+def _named_in(left_float: Mapping[str, str], name: str) -> bool:
+    """Whether a layer, or a module that it is part of, is known to stay float."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in left_float for count in range(1, len(parts) + 1))
+
+
 def named(kernels: tuple[Kernel, ...] | list[Kernel], most: int = 3) -> str:
     """Nodes with their reasons, the first few of them."""
-    return _listed({kernel.name: kernel.reason for kernel in kernels}, most)
+    return listed({kernel.name: kernel.reason for kernel in kernels}, most)
 
 
-def _listed(reasons: Mapping[str, str], most: int = 3) -> str:
+def listed(reasons: Mapping[str, str], most: int = 3) -> str:
+    """Names with their reasons, the first few of them."""
     shown = "; ".join(f"{name} ({reason})" for name, reason in [*reasons.items()][:most])
     return shown + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
@@ -204,7 +213,8 @@ def _kernels(reading: Reading, survivors: _Survivors) -> list[Kernel]:
         is_layer = node.op_type in LAYERS and reading.stored(node.input[1]) is not None
         if is_layer:
             int8 = runs_as in INTEGER_LAYERS
-            why = "" if int8 else why_float(node, reading)
+            why = why_float(node, reading)
+            why = "" if int8 and why != FLOAT_WEIGHTS else why
         elif node.op_type in (*ROUNDING, *MOVES) or not behind.intersection(node.input):
             continue
         elif not runs_as and node.op_type not in COMPOSED:
@@ -212,7 +222,7 @@ def _kernels(reading: Reading, survivors: _Survivors) -> list[Kernel]:
         else:
             int8 = i in survivors.on_integers
             why = "" if int8 else _why_island(node, reading)
-        found.append(Kernel(node.name or node.output[0], node.op_type, runs_as or node.op_type, int8, why))
+        found.append(Kernel(node.name or node.output[0], node.op_type, runs_as or node.op_type, int8, why, is_layer))
     return found
 
 
@@ -237,7 +247,7 @@ def why_float(node: NodeProto, reading: Reading) -> str:
     before = source(node, reading)
     carrier = reading.producers.get(node.input[1])
     if weight is None or weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-        return "its weights are float"
+        return FLOAT_WEIGHTS
     if weight.data_type in (TensorProto.INT4, TensorProto.UINT4) and _reads(carrier, weight.name):
         return "weights of 4 bits without a Cast to int8 are storage only"
     if before is None or before.op_type != "DequantizeLinear":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 from torch import Tensor, fx, nn
 
 import compress.edits.graph as graph
@@ -137,8 +137,11 @@ def _wrong(stored: np.ndarray, wanted: np.ndarray) -> int:
 def _grids(net: Net, reading: Reading) -> Iterator[str]:
     """Quantizers of activations whose scale or zero point in the file is another."""
     nodes = {node.name: node for node in reading.nodes if node.op_type == "QuantizeLinear"}
+    there = {_grid(node, reading) for node in nodes.values()}
     for name, quantizer in activation_quantizers(net.module):
         node = nodes.get(name)
+        if node is None and (quantizer.scale.item(), int(quantizer.zero_point)) in there:
+            continue  # the same value was computed and rounded twice, and the file has it once
         if node is None:
             yield f"{name} is not in the file"
             continue
@@ -146,3 +149,11 @@ def _grids(net: Net, reading: Reading) -> Iterator[str]:
         same = scale is not None and values(scale).size == 1 and values(scale).item() == quantizer.scale.item()
         if not same or (0 if point is None else int(values(point).item())) != int(quantizer.zero_point):
             yield f"{name}: its scale or zero point differs from the net's"
+
+
+def _grid(node: NodeProto, reading: Reading) -> tuple[float, int] | None:
+    """Scale and zero point that a QuantizeLinear stores; None where it stores no single scale."""
+    scale, point = reading.tensors.get(node.input[1]), reading.zero_point(node)
+    if scale is None or values(scale).size != 1:
+        return None
+    return float(values(scale).item()), 0 if point is None else int(values(point).item())

@@ -124,7 +124,8 @@ class Recorder(fx.Interpreter):
         if isinstance(layer, ActivationQuantizer):
             count = self.calls[target]
             self.calls[target] += 1
-            self.found[f"{target}_{count}" if count else target] = result.numpy()
+            # A copy: a later layer may work in place.
+            self.found[f"{target}_{count}" if count else target] = result.numpy().copy()
         return result
 
     @classmethod

@@ -125,7 +125,9 @@ class Saturating(fx.Interpreter):
         if not count:
             return exact
         self.cut[target] = self.cut.get(target, 0) + count
-        return exact + loss.view(exact.shape)
+        if isinstance(layer, QuantizedLinear):  # whose outputs come last, behind any positions
+            loss = loss.transpose(1, 2)
+        return exact + loss.reshape(exact.shape)
 
 
 class TooMuch(Exception):
@@ -189,7 +191,7 @@ def lost(layer: QuantizedLayer, inputs: Tensor, scale: Tensor, point: Tensor) ->
 def _columns(layer: QuantizedLayer, inputs: Tensor, point: float) -> Tensor:
     """What each output multiplies with its weights, (n, groups, k, positions), k in the kernels' order."""
     if isinstance(layer, QuantizedLinear):
-        return inputs.reshape(len(inputs), 1, -1, 1)
+        return inputs.reshape(len(inputs), 1, -1, inputs.shape[-1]).transpose(2, 3)
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, value=point)  # kernels pad with the zero point
     found = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
     cells = layer.kernel_size[0] * layer.kernel_size[1]

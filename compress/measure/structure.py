@@ -9,7 +9,7 @@ from compress.edits.placement import left_float
 from compress.errors import ExportError
 from compress.export.seal import sealed
 from compress.export.targets import TARGETS, broken_rules
-from compress.measure.coverage import Coverage, Kernel, named, require_int8
+from compress.measure.coverage import Coverage, Kernel, listed, named, require_int8
 from compress.measure.identity import differing_layers
 from compress.measure.verification import Check
 from compress.net import Net
@@ -78,6 +78,8 @@ def check_coverage(model: ModelProto, target: str | None, found: Coverage, net: 
         return
     if target in NOT_JUDGED:
         yield Check("kernels", None, NOT_JUDGED[target])
+        if net is not None and left_float(net.module):
+            yield Check("float islands", None, f"left in float: {listed(left_float(net.module))}")
         return
     if net is not None:
         yield from _of_net(found, net)

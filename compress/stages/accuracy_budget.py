@@ -29,19 +29,26 @@ RANKING_IMAGES = 64
 
 
 def within_budget(
-    quantized: Net, reference: Net, env: Env, max_drop: float, recalibrate: Callable[[nn.Module], object]
+    quantized: Net,
+    reference: Net,
+    env: Env,
+    max_drop: float,
+    recalibrate: Callable[[nn.Module], object],
+    before: nn.Module | None = None,
 ) -> Net:
     """The quantized net, or one with as few layers back in float as keep its accuracy within `max_drop` points.
 
-    Accuracy is that on the validation split, against the float `reference`. Layers go back in the order of the squared
-    error that rounding each one alone makes in the logits, most first (the ranking of Wu et al. 2020, arXiv:2004.09602,
-    sec. 4.2, with the error in place of the accuracy); the number is found by doubling, then halving the gap.
-    Warns where even half of all layers in float do not suffice. Raises DataError where there are no validation images.
+    Accuracy is that on the validation split, against `before`, the net that the stage was given, or against
+    the float `reference` that layers go back to (which equalisation leaves without ReLU6). They go in the order of the
+    squared error that rounding each one alone makes in the logits, most first (the ranking of Wu et al. 2020,
+    arXiv:2004.09602, sec. 4.2, with the error in place of the accuracy); the number is found by doubling, then halving
+    the gap. Warns where even half of all layers in float do not suffice. Raises DataError where there are no
+    validation images.
     """
     data = env.data
     if not len(data.val):
         raise DataError("max_accuracy_drop needs validation images to measure accuracy on, and there are none")
-    wanted = measured(reference.module, data, env.device) - max_drop
+    wanted = measured(before or reference.module, data, env.device) - max_drop
     found = measured(quantized.module, data, env.device)
     if found >= wanted:
         return quantized

@@ -1,9 +1,11 @@
 """The stage that makes a net int8."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
@@ -78,7 +80,10 @@ class Quantize(Config):
         quantized.module.eval()
         if self.max_accuracy_drop is None:
             return quantized
-        return within_budget(quantized, Net(net.spec, reference), env, self.max_accuracy_drop, self.calibrated(batches))
+        again = self.calibrated(batches)
+        return within_budget(
+            quantized, Net(net.spec, reference), env, self.max_accuracy_drop, again, copy.deepcopy(net.module)
+        )
 
     def rounding(self, net: Net, env: Env, batches: Callable[[], Iterable[Tensor]]) -> tuple[Net, nn.Module]:
         """The net with calibrated quantizers, and the folded float net that it came from."""
@@ -96,7 +101,7 @@ class Quantize(Config):
             env.warn(remark)
         if self.correct_bias:
             assert isinstance(quantized.module, fx.GraphModule)
-            images = next(iter(batches()))[:CORRECTION_IMAGES]
+            images = torch.cat([*itertools.islice(batches(), CORRECTION_IMAGES // BATCH)])
             count = bias_correction.correct_bias(quantized.module, reference.to(env.device), images)
             env.note(f"the biases of {count} layers were corrected")
         return quantized, reference
