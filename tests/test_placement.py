@@ -133,6 +133,9 @@ INT8 = {
     "average pooling": nn.AvgPool2d(2),
     "adaptive pooling to half": nn.AdaptiveAvgPool2d(4),
     "adaptive pooling to all": nn.AdaptiveAvgPool2d(8),
+    "LeakyReLU, in place": nn.LeakyReLU(0.1, inplace=True),
+    "in place behind a sum": lambda a, b: (a + b).mul_(torch.sigmoid(b)),
+    "a convolution as a function": lambda a, b: F.conv2d(a, torch.full((8, 8, 1, 1), 0.2)) + b,
     "grouped convolution": nn.Conv2d(8, 8, 3, padding=1, groups=4),
     "depthwise convolution": nn.Conv2d(8, 8, 3, padding=1, groups=8),
 }
@@ -140,9 +143,6 @@ FLOAT = {
     "GELU": (nn.GELU(), "between", "GELU has no int8 kernel"),
     "ELU, as a function": (lambda a, b: F.elu(a) + b, "elu", "elu has no int8 kernel"),
     "a scalar": (lambda a, b: a * 2 + b, "mul", "mul has no int8 kernel"),
-    "a convolution as a function": (
-        lambda a, b: F.conv2d(a, torch.ones(8, 8, 1, 1)) + b, "conv2d", "conv2d has no int8 kernel",
-    ),
 }  # fmt: skip
 
 
@@ -294,3 +294,59 @@ class Branches(nn.Module):
 def test_what_cannot_be_traced_is_answered_with_the_line_of_the_users_code():
     with pytest.raises(ModelError, match=r'at test_placement.py line \d+, "if y.sum\(\) > 0:"'):
         insert_quantizers(Branches())
+
+
+class Clash(nn.Module):
+    """A layer of the user's own with a name that a rewrite would give to one of its."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.act_gate = nn.Conv2d(3, 8, 1), nn.SiLU(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.act_gate(self.act(self.first(x))), 1).flatten(1)
+
+
+def test_a_users_own_layer_is_not_overwritten_by_a_made_up_name():
+    torch.manual_seed(0)
+    module, x = Clash().eval(), torch.randn(4, 3, 8, 8)
+    quantized = insert_quantizers(module)
+    calibrate(quantized, lambda: [x])
+    with torch.no_grad():
+        assert noise(module(x), quantized.eval()(x)) < 0.01
+
+
+class Same(nn.Conv2d):
+    """A convolution with a forward of its own, as timm has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_a_layer_under_its_own_name():
+    torch.manual_seed(0)
+    module = nn.Sequential(Same(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    quantized = insert_quantizers(module)
+    assert [name for name, _ in quantized_layers(quantized)] == ["0", "3"]
+    assert layers_like(module, ["0"]) == ("0",)
+
+
+class ConvHead(nn.Module):
+    """Logits from a convolution, as fully convolutional nets have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(x))).flatten(1)
+
+
+def test_a_convolution_that_gives_the_logits_is_int8(optimized_operators):
+    torch.manual_seed(0)
+    module, x = ConvHead().eval(), torch.randn(4, 3, 8, 8)
+    quantized = insert_quantizers(module)
+    calibrate(quantized, lambda: [x])
+    operators, output = optimized_operators(quantized, x)
+    assert operators["QLinearConv"] == 2
+    assert noise(quantized.eval()(x).detach(), output) < 1e-3

@@ -263,3 +263,64 @@ def test_a_layer_with_an_infinite_weight_is_named(trained, data):
 def test_what_there_is_not_is_refused(wrong):
     with pytest.raises(ValidationError):
         Quantize.model_validate(wrong)
+
+
+class InPlace(torch.nn.Module):
+    """What changes its input: an activation, a sum and a clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 1)
+        self.activation, self.head = torch.nn.LeakyReLU(0.1, inplace=True), torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.activation(self.first(x))
+        x = self.second(x).add_(x).clamp_(-4, 4)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("learn", ["none", "lsq", "pact"])
+def test_layers_that_work_in_place_can_be_trained(learn, data):
+    torch.manual_seed(0)
+    net = nets.Net(nets.Spec(architecture=tiny.Tiny(), classes=4, image=data.image), InPlace().eval())
+    quantized, _ = ran(Quantize(learn=learn, training=Training(epochs=1, batch_size=16, lr=0.001)), net, data)
+    images = next(iter(inputs_of(data, data.test, CPU, 64)))
+    assert torch.isfinite(quantized.module(images)).all()
+
+
+class PreActivation(torch.nn.Module):
+    """A batch-norm that no convolution stands before, with as many channels as the image has columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = torch.nn.Conv2d(3, 16, 3, 1, 1), torch.nn.BatchNorm2d(16)
+        self.last, self.head = torch.nn.Conv2d(16, 8, 1), torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.head(self.last(torch.relu(self.norm(y + y.mean((2, 3), keepdim=True)))).mean((2, 3)))
+
+
+def test_biases_behind_a_lone_batch_norm_are_corrected(data):
+    torch.manual_seed(0)
+    module = PreActivation().eval()
+    net = nets.Net(nets.Spec(architecture=tiny.Tiny(), classes=4, image=data.image), module)
+    corrected, said = ran(Quantize(method="ptq", correct_bias=True), net, data)
+    plain, _ = ran(Quantize(method="ptq"), net, data)
+    assert said.notes == ["the biases of 4 layers were corrected"]
+    images = torch.cat(list(inputs_of(data, data.train, CPU, 64)))
+    with torch.no_grad():
+        exact = module(images)
+        mean = {name: (q.module(images) - exact).mean(0).abs().max() for name, q in (("c", corrected), ("p", plain))}
+    assert mean["c"] < 0.5 * mean["p"] + 1e-4
+
+
+def test_what_equalising_costs_counts_against_the_budget(hurt, trained, data):
+    said_by = {}
+    for drop in (None, 0.0):
+        net, said = ran(Quantize(method="ptq", equalize=True, max_accuracy_drop=drop), trained, data)
+        said_by[drop] = accuracy(predict(net.module, data, data.val, CPU), data.val.labels), said
+    exact = accuracy(predict(trained.module, data, data.val, CPU), data.val.labels)
+    (without, _), (with_budget, said) = said_by[None], said_by[0.0]
+    assert with_budget >= without
+    assert with_budget >= exact or any("points are not kept" in text for text in said.warnings)
