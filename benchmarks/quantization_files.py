@@ -1,8 +1,11 @@
 """The ONNX files that the benchmark times: float, ours in int8, and those of ONNX Runtime's own quantizer."""
 
+import contextlib
 import copy
+import io
 import logging
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,9 +37,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def files_of(name: str, size: int, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """A net's files, `float`, `int8`, `defaults` and `best`, and why one of the peers' is missing.
 
-    The peers start from our float file, whose batch-norms are folded and whose pooling has an int8 kernel. `defaults`
-    is quantize_static as it comes, `best` what its documentation advises for CPUs: quant_pre_process, QDQ, uint8
-    activations, int8 weights per channel. Weights are random and batch-norms in order, see `in_order`.
+    The peers start from what torch.onnx.export gives, as their users do. `defaults` is quantize_static as it comes,
+    `best` what its documentation advises for CPUs: quant_pre_process, QDQ, uint8 activations, int8 weights per channel.
+    Weights are random and batch-norms in order, see `in_order`.
     """
     net = in_order(untrained(name, size))
     images = pictures(CALIBRATION, size, seed=1)
@@ -44,14 +47,29 @@ def files_of(name: str, size: int, folder: Path) -> tuple[dict[str, Path], dict[
     files = {kind: folder / f"{name}.{kind}.onnx" for kind in ("float", "int8", "defaults", "best")}
     store(exporter(net, {}), files["float"])
     store(exporter(rounding(net, images), {}), files["int8"])
+    plain = folder / f"{name}.plain.onnx"
+    store(exported(net), plain)
     missing = {}
     for kind, make in (("defaults", by_default), ("best", at_its_best)):
         try:
-            make(files["float"], files[kind], images)
+            make(plain, files[kind], images)
         except Exception as error:  # noqa: BLE001 - the line says why
             missing[kind] = f"quantize_static fails: {str(error).strip().splitlines()[0][:120]}"
             del files[kind]
+    plain.unlink()
     return files, missing
+
+
+def exported(net: Net) -> onnx.ModelProto:
+    """A net as PyTorch's exporter writes it, any batch size."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net.module, (net.example(),), dynamo=True, verbose=False, input_names=["input"], dynamic_shapes=shapes
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def untrained(name: str, size: int, classes: int = 1000) -> Net:
