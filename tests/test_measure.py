@@ -139,8 +139,9 @@ def island(operator: str, reason: str = "there is no int8 kernel for it") -> Ker
     return Kernel(f"{operator}_1", operator, operator, False, reason)
 
 
-INT8 = Kernel("stem", "Conv", "QLinearConv", True)
-FLOAT = Kernel("head", "Gemm", "Gemm", False, "its weights are float")
+INT8 = Kernel("stem", "Conv", "QLinearConv", True, is_layer=True)
+FLOAT = Kernel("head", "Gemm", "Gemm", False, "its weights are float", is_layer=True)
+LOST = Kernel("head", "Gemm", "Gemm", False, "its output is not rounded", is_layer=True)
 
 
 def test_a_clip_between_integers_is_an_error():
@@ -152,9 +153,16 @@ def test_a_clip_between_integers_is_an_error():
 
 
 def test_a_layer_that_stays_float_without_a_reason_is_an_error():
-    found = Coverage({"QLinearConv": 1, "Gemm": 1}, (INT8, FLOAT))
-    with pytest.raises(ExportError, match=r"1 of 2 layers stay float in ONNX Runtime .+: head \(its weights are float"):
+    found = Coverage({"QLinearConv": 1, "Gemm": 1}, (INT8, LOST))
+    with pytest.raises(
+        ExportError, match=r"1 of 2 layers stay float in ONNX Runtime .+: head \(its output is not round"
+    ):
         require_int8(found, {"stem": "asked for"})
+
+
+def test_a_layer_whose_weights_nobody_rounded_is_named():
+    found = Coverage({"QLinearConv": 1, "Gemm": 1, "DequantizeLinear": 1}, (INT8, FLOAT))
+    assert require_int8(found, {}) == ("left in float: head (its weights are float)",)
 
 
 def test_layers_that_are_left_in_float_are_named_with_their_reasons():
@@ -171,7 +179,9 @@ def test_detours_through_float_are_warned_of():
 
 
 def test_dynamic_ranges_are_int8_and_warned_of():
-    found = Coverage({"ConvInteger": 2}, (Kernel("stem", "ConvInteger", "ConvInteger", True), island("Add")))
+    found = Coverage(
+        {"ConvInteger": 2}, (Kernel("stem", "ConvInteger", "ConvInteger", True, is_layer=True), island("Add"))
+    )
     (warning,) = require_int8(found, {})
     assert warning.startswith("2 layers take the range of their input from the input (dynamic ranges)")
     assert found.islands == ()
@@ -415,7 +425,7 @@ def test_macs_of_integer_convolutions_are_counted():
 
 
 def kernels(count: int, **operators: int) -> Coverage:
-    return Coverage(operators, tuple(Kernel(f"c{i}", "Conv", "QLinearConv", True) for i in range(count)))
+    return Coverage(operators, tuple(Kernel(f"c{i}", "Conv", "QLinearConv", True, is_layer=True) for i in range(count)))
 
 
 @pytest.mark.parametrize(
