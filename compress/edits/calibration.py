@@ -110,6 +110,7 @@ class _Watched:
         return min(lows), max(highs)
 
     def see_extremes(self, x: Tensor) -> None:
+        """Keep the extremes of a batch; raises ModelError where they are not finite."""
         low, high = (end.item() for end in in_memory_order(x).aminmax())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ModelError(

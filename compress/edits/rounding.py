@@ -69,6 +69,7 @@ class _RoundTensor(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, smallest: int, largest: int, gain: float
     ) -> Tensor:
+        """Round x, of any shape; see `rounded`."""
         step, zero = number(scale), number(zero_point)
         lowest, highest = smallest - zero, largest - zero
         result = torch.mul(x, 1 / step).round_().clamp_(lowest, highest).mul_(step)
@@ -101,6 +102,7 @@ class _RoundChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the weight and, where it wants one, of the scale."""
         (gradient,) = gradients
         weight, scale = ctx.saved_tensors
         steps = weight * scale.reciprocal().view(ctx.shape)

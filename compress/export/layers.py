@@ -182,6 +182,7 @@ class DynamicIntegerLayer(nn.Module):
         self.layer = bare(layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply (n, C, H, W) or (n, …, features) in integers, then scale and add the float bias."""
         whole, scale, zero_point = torch.onnx.ops.symbolic_multi_out(
             "DynamicQuantizeLinear", (x,), dtypes=(torch.uint8, torch.float32, torch.uint8), shapes=(x.shape, (), ()),
             version=18,
