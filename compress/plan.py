@@ -10,10 +10,10 @@ from compress.data import Data, MissingData
 from compress.edits.macs import count_macs
 from compress.net import Net
 from compress.pipeline import Pipeline
-from compress.preflight import stand_in, untrained
+from compress.preflight import stand_in
 from compress.recipe import Training
 from compress.smoke import made_up, without_fetching
-from compress.stages import Env
+from compress.stages import Env, untrained
 from compress.train import batch_size_for
 
 IMAGES = 16

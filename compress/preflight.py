@@ -8,8 +8,7 @@ from compress.data.base import Data
 from compress.net import Net, Spec, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
-from compress.stages import Env, Stage
-from compress.stages.quantize import unjudged
+from compress.stages import Env, untrained
 from compress.weights import load_weights
 
 IMAGES = 32
@@ -50,9 +49,3 @@ def stand_in(model: Model, data: Data, seed: int) -> Net:
 def spec_of(model: Model, data: Data) -> Spec:
     """The description of a model's net for these data."""
     return Spec(architecture=model.architecture, classes=data.classes, image=data.image)
-
-
-def untrained(stage: Stage) -> Stage:
-    """The same stage with no epoch of training."""
-    nothing = stage.training.model_copy(update={"epochs": 0})
-    return unjudged(stage).model_copy(update={"training": nothing})  # type: ignore[attr-defined,no-any-return]

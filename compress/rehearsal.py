@@ -7,9 +7,9 @@ import torch
 from compress.edits.graph import folded
 from compress.errors import CompressError, DataError
 from compress.pipeline import Pipeline
-from compress.preflight import ready, untrained
+from compress.preflight import ready
 from compress.smoke import CLASSES, few_images, for_smoke, made_up
-from compress.stages import Env
+from compress.stages import Env, untrained
 
 IMAGES = 2
 

@@ -7,7 +7,7 @@ from compress.data.cifar import Cifar10, Cifar100
 from compress.data.synthetic import Synthetic
 from compress.pipeline import Budget, Model, Pipeline
 from compress.recipe import Training
-from compress.stages.quantize import unjudged
+from compress.stages.base import rehearsed
 from compress.weights import is_file
 
 IMAGES, IMAGES_LARGE = 64, 32
@@ -18,7 +18,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
     """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; it tells `warnings`."""
-    stages = tuple(unjudged(s).model_copy(update={"training": brief(s.training)}) for s in pipeline.stages)  # type: ignore[attr-defined]
+    stages = tuple(rehearsed(s).model_copy(update={"training": brief(s.training)}) for s in pipeline.stages)  # type: ignore[attr-defined]
     update: dict[str, Any] = {
         "stages": stages,
         "student": without_download(pipeline.student, warnings),

@@ -25,9 +25,9 @@ from compress.losses import KD, LOSSES, Batch, CrossEntropy, Outputs
 from compress.models import MODELS
 from compress.models.torchvision import TORCHVISION
 from compress.net import Net, build, load, save
+from compress.pruning.channels import prune_channels
 from compress.recipe import Training
 from compress.stages import STAGES, Env
-from compress.stages.channel_pruning import prune_channels
 
 TABLES = {"models": MODELS, "data": DATASETS, "losses": LOSSES, "edits": EDITS, "ranges": RANGES, "stages": STAGES}
 MEMBERS = [(kind, name) for kind, table in TABLES.items() for name in table]

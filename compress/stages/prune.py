@@ -4,12 +4,11 @@ from pydantic import Field
 
 from compress.config import Config, OneOf
 from compress.edits.channels import Channels
-from compress.edits.macs import count_macs
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net, build
+from compress.pruning.channels import prune_channels
 from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
-from compress.stages.channel_pruning import prune_channels
 
 
 class Prune(Config):
@@ -38,7 +37,7 @@ class Prune(Config):
             align=self.align,
             include=self.include,
             exclude=self.exclude,
-            reference_macs=dense_macs(net),
+            reference=dense(net).module,
             seed=env.seed,
         )
         for note in pruned.notes:
@@ -48,7 +47,6 @@ class Prune(Config):
         return smaller
 
 
-def dense_macs(net: Net) -> int:
-    """Multiply-accumulates of the net's architecture for one image, before any edit."""
-    dense = build(net.spec.model_copy(update={"edits": ()}))
-    return count_macs(dense.module, dense.example(1))
+def dense(net: Net) -> Net:
+    """The net's architecture before any edit, its weights random."""
+    return build(net.spec.model_copy(update={"edits": ()}))

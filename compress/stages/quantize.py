@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
 from compress.recipe import Apart, Training, filled
 from compress.stages.accuracy_budget import take_over, within_budget
-from compress.stages.base import Env, Stage, teach
+from compress.stages.base import Env, teach
 from compress.train import inputs_of
 
 FEW_IMAGES = 100
@@ -84,6 +84,10 @@ class Quantize(Config):
         return within_budget(
             quantized, Net(net.spec, reference), env, self.max_accuracy_drop, again, copy.deepcopy(net.module)
         )
+
+    def rehearsed(self) -> Self:
+        """Without a limit on the accuracy, which means nothing where nothing was learnt."""
+        return self.model_copy(update={"max_accuracy_drop": None})
 
     def rounding(self, net: Net, env: Env, batches: Callable[[], Iterable[Tensor]]) -> tuple[Net, nn.Module]:
         """The net with calibrated quantizers, and the folded float net that it came from."""
@@ -163,13 +167,6 @@ def follow_ranges(module: nn.Module, momentum: float | None) -> None:
     """Let the range of every quantizer move with each training step, or with None leave it where it is."""
     for _, quantizer in list(activation_quantizers(module)):
         quantizer.moving = None if momentum is None else MovingRange(quantizer, momentum)
-
-
-def unjudged(stage: Stage) -> Stage:
-    """The stage without a limit on its accuracy, which means nothing where nothing was learnt."""
-    if isinstance(stage, Quantize) and stage.max_accuracy_drop is not None:
-        return stage.model_copy(update={"max_accuracy_drop": None})
-    return stage
 
 
 def calibration_images(env: Env, count: int) -> Callable[[], Iterable[Tensor]]:

@@ -1,13 +1,13 @@
-"""Which channels of a network can only be removed together, how important they are, and removing them.
+"""Which channels of a network can only be removed together, and removing them.
 
 Removing an output channel of a convolution removes the batch-norm's entry and an input channel of every layer
 behind it; a residual addition ties the outputs of several convolutions. Torch-Pruning finds these coupled
 groups by following the autograd graph (DepGraph, Fang et al. 2023, arXiv:2301.12900). Here they become data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import lcm, prod
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from compress.edits.channels import resizable
 from compress.errors import ModelError
-from compress.stages.channel_plan import MacsModel
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,19 @@ class ChannelGroup:
 
     `name` is the layer it starts at, `width` that layer's output channels. `outputs` and `inputs` say how
     many output and input channels each Conv2d and Linear loses for one channel of the group (49 for a
-    linear layer behind a flattened 7x7 map). `bundle` channels go at once, one from each part of a
-    grouped convolution. `reason` says why the group cannot be cut and is empty if it can. `graph` is
-    Torch-Pruning's own group.
+    linear layer behind a flattened 7x7 map), `follows` the same for batch-norms and other layers that change
+    each channel for itself. `reads` has, for each layer in `inputs`, which of its input channels belong to each
+    channel of the group, (width, inputs). `bundle` channels go at once, one from each part of a grouped
+    convolution. `reason` says why the group cannot be cut and is empty if it can. `graph` is Torch-Pruning's own
+    group.
     """
 
     name: str
     width: int
     outputs: Mapping[str, int]
     inputs: Mapping[str, int]
+    follows: Mapping[str, int]
+    reads: Mapping[str, NDArray[np.int64]]
     bundle: int
     reason: str
     graph: Any = field(repr=False)
@@ -86,6 +89,9 @@ def _multiplies_activations(output: Any) -> bool:
     return False
 
 
+READS = (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
+
+
 def cut_channels(group: ChannelGroup, channels: list[int]) -> None:
     """Remove these output channels of the group's first layer, and all that belongs to them."""
     group.graph.prune(idxs=channels, record_history=False)
@@ -95,14 +101,27 @@ def _described(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Channe
     root, width = group[0].dep.target.module, len(group[0].idxs)
     outputs: dict[str, int] = {}
     inputs: dict[str, int] = {}
+    follows: dict[str, int] = {}
     for dep, idxs in group.items:
         layer = dep.target.module
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            side = outputs if graph.is_out_channel_pruning_fn(dep.handler) else inputs
+        if layer in names:
+            read = not graph.is_out_channel_pruning_fn(dep.handler)
+            side = follows if not isinstance(layer, nn.Conv2d | nn.Linear) else inputs if read else outputs
             side[names[layer]] = len(idxs) // width
     bundle = lcm(*(_parts(dep.target.module) for dep, _ in group.items))
     reason = _reason(graph, group, names, bundle)
-    return ChannelGroup(names[root], width, outputs, inputs, bundle, reason, group)
+    reads = {} if reason else _reads(group, names, inputs)
+    return ChannelGroup(names[root], width, outputs, inputs, follows, reads, bundle, reason, group)
+
+
+def _reads(group: Any, names: Mapping[nn.Module, str], inputs: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+    found: dict[str, NDArray[np.int64]] = {}
+    for item in group.items:
+        path = names.get(item.dep.target.module, "")
+        if path in inputs and item.dep.handler in READS:
+            order = np.argsort(np.array(item.root_idxs), kind="stable")
+            found[path] = np.array(item.idxs)[order].reshape(len(group[0].idxs), -1)
+    return found
 
 
 def _parts(layer: nn.Module) -> int:
@@ -132,73 +151,3 @@ def _reason(graph: Any, group: Any, names: Mapping[nn.Module, str], bundle: int)
     if [len(idxs) * width for _, idxs in single.items] != [len(idxs) for _, idxs in group.items]:
         return "some of its channels are tied to others of it"
     return ""
-
-
-Scorer = Callable[[Any], Tensor | None]
-PRUNES_OUTPUTS = (
-    tp.prune_conv_out_channels,
-    tp.prune_depthwise_conv_out_channels,
-    tp.prune_linear_out_channels,
-)
-
-
-def _median_distance(group: Any) -> Tensor:
-    """FPGM: the nearer a filter is to all others of its layer, the less important it is.
-
-    He et al. 2019 (arXiv:1811.00250, eq. 4): the sum of the Euclidean distances to the layer's other filters,
-    here averaged over the layers whose outputs the group's channels are.
-    """
-    scores = torch.zeros(len(group[0].idxs))
-    layers = [item for item in group.items if item.dep.handler in PRUNES_OUTPUTS]
-    for item in layers:
-        filters = item.dep.target.module.weight[item.idxs].flatten(1).cpu()
-        scores.index_add_(0, torch.tensor(item.root_idxs), torch.cdist(filters, filters).sum(1))
-    return scores / len(layers)
-
-
-CRITERIA: dict[str, Scorer] = {
-    "l2": tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
-    "l1": tp.importance.GroupMagnitudeImportance(p=1, normalizer=None),
-    "fpgm": _median_distance,
-    "bn_scale": tp.importance.BNScaleImportance(normalizer=None),
-}
-IMPORTANCES = (*CRITERIA, "random")
-
-
-def bundle_scores(group: ChannelGroup, importance: str, seed: int) -> NDArray[np.float64] | None:
-    """How important each bundle of channels is: (width / bundle,), mean 1; None if there is nothing to see.
-
-    `l2` and `l1`: the mean over all coupled layers of the sum of |w|^p over the channel's weights.
-    `fpgm`: the distance to the other filters. `bn_scale`: the mean |γ| of the batch-norms (Liu et al.
-    2017, arXiv:1708.06519). `random`, which follows from the seed and the layer's name, is what the
-    others must beat.
-    """
-    if importance == "random":
-        generator = np.random.default_rng([seed, *group.name.encode()])
-        return generator.uniform(0.5, 1.5, group.width // group.bundle)
-    with torch.no_grad():
-        scores = CRITERIA[importance](group.graph)
-    if scores is None:
-        return None
-    values: NDArray[np.float64] = scores.double().cpu().numpy().reshape(group.bundle, -1).mean(0)
-    return values / values.mean() if values.any() else np.ones_like(values)
-
-
-def macs_model(module: nn.Module, positions: Mapping[str, int], groups: Sequence[ChannelGroup]) -> MacsModel:
-    """The network's MACs as a function of its groups' widths; `positions` as from `count_positions`."""
-    rows = []
-    for path, times in positions.items():
-        layer = module.get_submodule(path)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        outputs, inputs, *kernel = layer.weight.shape
-        parts = layer.groups if isinstance(layer, nn.Conv2d) and layer.groups != outputs else 1
-        rows.append((times * prod(kernel), outputs, inputs * parts, parts))
-    unit_macs, outputs_, inputs_, parts_ = np.array(rows, np.float64).T
-    return MacsModel(
-        unit_macs,
-        outputs_,
-        inputs_,
-        parts_,
-        output_loss=np.array([[group.outputs.get(path, 0) for group in groups] for path in positions], float),
-        input_loss=np.array([[group.inputs.get(path, 0) for group in groups] for path in positions], float),
-    )
