@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: run test setup check bench bench-quantization clean
+.PHONY: run test setup check bench bench-quantization bench-pruning clean
 
 run: .venv/installed
 	$(BIN)/compress run pipelines/mobilenet.yaml
@@ -27,6 +27,10 @@ bench: .venv/installed .venv-old/installed
 bench-quantization: .venv/installed .venv-old/installed
 	-$(MAKE) .venv-peers/installed
 	$(BIN)/python benchmarks/quantization.py $(if $(CIFAR),--cifar $(CIFAR))
+
+# Speed, targets and accuracy of pruned nets; CIFAR=data/cifar100.npz adds a subset of CIFAR-100.
+bench-pruning: .venv/installed
+	$(BIN)/python benchmarks/pruning.py $(if $(CIFAR),--cifar $(CIFAR))
 
 # torch and torchvision must come from one place, as a pair: a local wheel of one of them would break the other.
 .venv/installed: pyproject.toml

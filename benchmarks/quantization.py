@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import quantization_accuracy as accuracy
+from lines import Line, record, show
 from quantization_files import NETS
 from quantization_latency import latency_lines
-from quantization_lines import Line, record, show
 from quantization_peers import openvino_lines
 from quantization_step import step_lines
 

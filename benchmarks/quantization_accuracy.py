@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from lines import Line, at_least
 from quantization_files import store
-from quantization_lines import Line, at_least
 from torch import nn
 
 from compress import net as nets

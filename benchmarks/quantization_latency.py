@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from lines import Line, at_least, at_most
 from quantization_files import FLOAT_CONVS, files_of, float_convs
-from quantization_lines import Line, at_least, at_most
 
 from compress.measure.latency import measure_latency
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from lines import Line, at_most
 from quantization_files import in_order, pictures
-from quantization_lines import Line, at_most
 from torch import nn
 
 import compress.edits.learned as learned
@@ -16,7 +16,7 @@ from compress.data.synthetic import Synthetic
 from compress.edits.ranges import MovingAverage
 from compress.models import MODELS
 from compress.net import Net, Spec, build
-from compress.recipe import Training, optimizer_for
+from compress.recipe import Apart, Training, optimizer_for
 from compress.stages.base import Env
 from compress.stages.quantize import Quantize, calibration_images, follow_ranges
 
@@ -84,7 +84,7 @@ def steps_of(size: int, batch: int) -> dict[str, Step]:
 def one_step(net: Net, images: torch.Tensor, labels: torch.Tensor) -> Step:
     """A training step as the training loop makes it."""
     module = net.module.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = optimizer_for(module, Training(lr=1e-5), learned.scale_parameters(module))
+    optimizer = optimizer_for(module, Training(lr=1e-5), Apart(learned.scale_parameters(module)))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

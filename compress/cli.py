@@ -30,6 +30,8 @@ Plugins = Annotated[
         help="Run this file: it adds your own models, data sets, losses, stages.",
     ),
 ]
+RunFolder = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 DEBUG_HELP = "Show the traceback of an error."
 
 
@@ -57,18 +59,15 @@ def _options(
 def run(
     pipeline: PipelineFile,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    out: RunFolder = None,
+    device: Device = "auto",
     start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo from this stage on.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same flow on tiny data, in seconds.")] = False,
     plugin: Plugins = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only.")] = False,
 ) -> None:
     """Run the whole pipeline; picks up where it stopped."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: should be auto, cpu or cuda")
+    _known(device)
     loaded = _read(pipeline, overrides, plugin)
     from compress import runner
     from compress.console import Screen, show_rows
@@ -128,6 +127,27 @@ def show(pipeline: PipelineFile, overrides: Overrides = [], plugin: Plugins = []
     from compress.plan import plan, render
 
     typer.echo(render(plan(loaded)))
+
+
+@app.command()
+def sensitivity(
+    pipeline: PipelineFile,
+    overrides: Overrides = [],  # noqa: B006
+    out: RunFolder = None,
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Measure what each group of layers of the baseline can lose: a table and a picture; goes on where it stopped."""
+    _known(device)
+    loaded = _read(pipeline, overrides, plugin)
+    from compress.analysing import analyse
+    from compress.console import Screen
+
+    with Screen() as screen:
+        found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
+    for sentence in found.sentences:
+        typer.echo(sentence)
+    typer.echo(f"table: {found.table}\npicture: {found.picture}")
 
 
 @app.command()
@@ -255,7 +275,8 @@ def main() -> NoReturn:
 
 
 def _stop(number: int, _: object) -> None:
-    kept = "; finished stages are kept, the same command goes on from them" if "run" in sys.argv else ""
+    done = next((done for verb, done in (("run", "stages"), ("sensitivity", "rows")) if verb in sys.argv), "")
+    kept = f"; finished {done} are kept, the same command goes on from them" if done else ""
     typer.echo(f"{'interrupted' if number == signal.SIGINT else 'terminated'}{kept}", err=True)
     sys.exit(128 + number)
 
@@ -273,6 +294,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     from compress.console import explain
 
     return explain(error)
+
+
+def _known(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: should be auto, cpu or cuda")
 
 
 def _plugins(files: list[Path]) -> None:

@@ -4,6 +4,7 @@ import errno
 import re
 import shutil
 import sys
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_SAID = re.compile(r"No space left on device|os error (27|28|122)\b")
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 BAD_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
+SAY_EVERY_S = 10.0
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -48,6 +50,7 @@ class Screen:
             console=self.console, transient=True,
         )  # fmt: skip
         self.task: TaskID | None = None
+        self.said = 0.0
 
     def __enter__(self) -> Self:
         if self.live:
@@ -65,8 +68,10 @@ class Screen:
         kind = event["event"]
         if kind in ("step", "epoch"):
             self.training(event)
+        elif kind == "progress":
+            self.advancing(event)
         elif kind == "stage":
-            self.say(f"[bold]{event['stage']}[/bold]: training")
+            self.say(f"[bold]{event['stage']}[/bold]: started")
         elif kind == "unchanged":
             self.say(f"[bold]{event['stage']}[/bold]: unchanged, taken over from {event['folder']}")
         elif kind == "stage finished":
@@ -97,7 +102,19 @@ class Screen:
         done = (event["epoch"] - 1) * event["steps"] + event["step"]
         if self.task is None:
             self.task = self.progress.add_task(event["stage"], total=total, figures="")
-        self.progress.update(self.task, completed=done, figures=figures)
+        self.progress.update(self.task, completed=done, total=total, figures=figures)
+
+    def advancing(self, event: Event) -> None:
+        """Show how far a search or an analysis is: a moving bar on a terminal, a line every ten seconds elsewhere."""
+        figures = f"{event['doing']} {event['done']}/{event['of']}  {event['figures']}"
+        if not self.live:
+            if event["done"] == event["of"] or time.monotonic() - self.said > SAY_EVERY_S:
+                self.said = time.monotonic()
+                self.say(escape(f"{event['stage']}: {figures}"))
+            return
+        if self.task is None:
+            self.task = self.progress.add_task(event["stage"], total=event["of"], figures="")
+        self.progress.update(self.task, completed=event["done"], total=event["of"], figures=escape(figures))
 
     def close(self) -> None:
         if self.task is not None:

@@ -23,13 +23,15 @@ from compress.net import Net, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.preflight import spec_of
 from compress.recipe import Training
-from compress.stages import Distill, Env, Stage, Train
+from compress.stages import Distill, Ending, Env, Stage, Train
 from compress.weights import content_files, is_file, load_weights
 
 
 @dataclass
 class Maker:
     """Makes a pipeline's nets in a run folder; `warnings` gathers what went wrong without stopping it.
+
+    `endings` tell each stage what the file of a net would cost, or are None where there is no time to measure.
 
     A net's key is a hash of all that determines it: versions, data, seed, plugins' code, the model with its weights'
     content, the stage, the key of the net before, and the teacher's where a loss listens to it. A stage's randomness
@@ -42,6 +44,7 @@ class Maker:
     out: Path
     device: torch.device
     tell: Listener
+    endings: Sequence[Ending | None]
     plugins: Sequence[Path] = ()
     warnings: list[str] = field(default_factory=list)
 
@@ -112,7 +115,8 @@ class Maker:
         before = None if self.distills_first else made[-1].net
         for i, (stage, key) in enumerate(zip(pipeline.stages, self.keys(), strict=True)):
             make = partial(self.staged, stage, before)
-            made.append(self.finished_or(stage.name, folders[f"{i}-{stage.name}"], make, key, teacher))
+            folder = folders[f"{i}-{stage.name}"]
+            made.append(self.finished_or(stage.name, folder, make, key, teacher, self.endings[i]))
             before = made[-1].net
         return made
 
@@ -140,7 +144,13 @@ class Maker:
         return net
 
     def finished_or(
-        self, stage: str, folder: Path, make: Callable[[Env], Net], key: str, teacher: Finished | None
+        self,
+        stage: str,
+        folder: Path,
+        make: Callable[[Env], Net],
+        key: str,
+        teacher: Finished | None,
+        ending: Ending | None = None,
     ) -> Finished:
         """The kept result of a stage, or a new one, kept."""
         try:
@@ -155,7 +165,7 @@ class Maker:
         self.tell({"event": "stage", "stage": stage, "folder": folder.name, "time": time.time()})
         unfinished = kept.start(folder)
         try:
-            result = self.made(stage, folder, unfinished, make, key, teacher)
+            result = self.made(stage, folder, unfinished, make, key, teacher, ending)
             kept.finish(unfinished, result)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -164,7 +174,14 @@ class Maker:
         return result
 
     def made(
-        self, stage: str, folder: Path, unfinished: Path, make: Callable[[Env], Net], key: str, teacher: Finished | None
+        self,
+        stage: str,
+        folder: Path,
+        unfinished: Path,
+        make: Callable[[Env], Net],
+        key: str,
+        teacher: Finished | None,
+        ending: Ending | None,
     ) -> Finished:
         """Run a stage, its curve written to `unfinished` epoch by epoch."""
         notes: list[str] = []
@@ -188,6 +205,8 @@ class Maker:
             note=notes.append,
             warn=warnings.append,
             beside=beside.__setitem__,
+            out=self.out,
+            ending=ending,
         )
         began = time.perf_counter()
         net = make(env)

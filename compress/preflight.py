@@ -1,5 +1,6 @@
 """Everything that can fail before training does, tried with stand-ins: seconds now instead of hours later."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,16 +9,17 @@ from compress.data.base import Data
 from compress.net import Net, Spec, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
-from compress.stages import Env, untrained
+from compress.stages import Ending, Env, untrained
 from compress.weights import load_weights
 
 IMAGES = 32
 
 
-def preflight(pipeline: Pipeline, data: Data, prover: Prover) -> None:
+def preflight(pipeline: Pipeline, data: Data, prover: Prover, endings: Sequence[Ending | None]) -> None:
     """Build every net untrained, put the student through all stages without training, export and judge the graphs.
 
-    Raises what the real thing would: ModelError, ConfigError or ExportError.
+    `endings` tell each stage what the file of a net would cost, if there is time to measure. Raises what the real thing
+    would: ModelError, ConfigError or ExportError.
     """
     few = data.smaller(IMAGES)
     teacher = ready(pipeline.teacher.model, data, pipeline.seed) if pipeline.teacher else None
@@ -25,8 +27,9 @@ def preflight(pipeline: Pipeline, data: Data, prover: Prover) -> None:
     if teacher is not None:
         prover.graph(teacher, "teacher")
     prover.graph(net, "baseline")
-    for stage in pipeline.stages:
-        env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
+    for stage, ending in zip(pipeline.stages, endings, strict=True):
+        cpu = torch.device("cpu")
+        env = Env(data=few, teachers=(), device=cpu, seed=pipeline.seed, stage=stage.name, ending=ending)
         net = untrained(stage)(net, env)
     prover.graph(net, pipeline.stages[-1].name)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -33,11 +33,12 @@ class Training(Config):
     `one_cycle` rises for `warmup` epochs, or a quarter of all if that is 0. `weight_decay` spares biases and
     batch-norms; left out it is 0.05 for adamw and 5e-4 for sgd. `ema` keeps an exponential moving average of the
     weights with this decay, less in the first steps, and ends with it. `l1` weighs the sum of |w| over convolutions
-    and linear layers; `dropout` replaces the probability of the net's dropout layers; `clip` bounds the
-    gradient's norm. `momentum` is SGD's; `one_cycle` moves it, from 0.05 more down to 0.05 less while the rate rises
-    and back (for adamw β1 likewise, between 0.95 and 0.85). `augment`: `auto` is `shift` for data that must not be
-    mirrored, `shift_flip` for small images, `crop_flip` (random resized crops) for images of 96 pixels and more;
-    `affine` shifts, turns and scales.
+    and linear layers, `bn_l1` that of |γ| over batch-norms (network slimming, Liu et al. 2017, arXiv:1708.06519,
+    eq. 1), which sorts out channels for `importance: bn_scale`; `dropout` replaces the probability of the net's
+    dropout layers; `clip` bounds the gradient's norm. `momentum` is SGD's; `one_cycle` moves it, from 0.05 more
+    down to 0.05 less while the rate rises and back (for adamw β1 likewise, between 0.95 and 0.85). `augment`:
+    `auto` is `shift` for data that must not be mirrored, `shift_flip` for small images, `crop_flip` (random resized
+    crops) for images of 96 pixels and more; `affine` shifts, turns and scales.
     """
 
     name: ClassVar[str] = "training"
@@ -54,6 +55,7 @@ class Training(Config):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     l1: Annotated[float, Field(ge=0)] = 0.0
+    bn_l1: Annotated[float, Field(ge=0)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip: Annotated[float, Field(gt=0)] | None = None
@@ -68,6 +70,12 @@ class Training(Config):
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer 'sgd' with momentum above 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_bn_l1(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Seeds follow from what is written down: a field newer than published results stays out of it while unused."""
+        written: dict[str, Any] = handler(self)
+        return written if self.bn_l1 else {key: value for key, value in written.items() if key != "bn_l1"}
 
 
 def filled(**defaults: float | str) -> BeforeValidator:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from compress.conclusion import Conclusion, Outcome
 from compress.data import Data
+from compress.ending import endings_of
 from compress.errors import BusyError, ConfigError, ResourceError
 from compress.events import Event, Listener, ignore
 from compress.export.targets import TARGETS
@@ -54,12 +55,13 @@ def run(
             tell({"event": "warning", "text": warning})
         (out / "pipeline.yaml").write_text(pipeline.as_yaml(), encoding="utf-8")
         prover = Prover(out, data, pipeline.export, chosen, about(pipeline))
-        maker = Maker(pipeline, data, out, chosen, tell, plugins, warnings)
+        endings = [None if smoke else each for each in endings_of(pipeline, data, prover)]
+        maker = Maker(pipeline, data, out, chosen, tell, endings, plugins, warnings)
         if start_from is not None:
             maker.forget(start_from)
         if not maker.all_there():
             tell({"event": "preflight"})
-            preflight(pipeline, data, prover)
+            preflight(pipeline, data, prover, endings)
         trail = maker.trail()
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
         outcome = Conclusion(pipeline, data, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
@@ -141,7 +143,7 @@ class _EventFile:
         self.file.close()
 
     def tell(self, event: Event) -> None:
-        if event["event"] != "step":
+        if event["event"] not in ("step", "progress"):
             self.file.write(json.dumps(event) + "\n")
             self.file.flush()
         self.emit(event)

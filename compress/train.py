@@ -14,7 +14,7 @@ from compress.augment import augmented
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
 from compress.edits.quantizers import activation_quantizers
-from compress.errors import DataError, TrainingError
+from compress.errors import ConfigError, DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.losses.base import Batch, Loss, Outputs
 from compress.recipe import NONE_APART, Apart, Training, optimizer_for, schedule_for
@@ -51,8 +51,14 @@ def fit(
     Order, augmentation and dropout follow from `seed` and the epoch alone, so on one machine with one number of
     threads the CPU gives the same bits again. Teachers run in evaluation mode on the same augmented images. Emits an
     `epoch` event after each epoch, with the accuracy on the validation split, and `step` events between. Nothing is
-    selected: the last epoch counts. Raises TrainingError when the loss is no longer finite.
+    selected: the last epoch counts. Raises TrainingError when the loss is no longer finite, ConfigError for a `bn_l1`
+    where there is no batch-norm.
     """
+    if training.bn_l1 and not _gammas(module):
+        raise ConfigError(
+            f"stage {progress.stage}: training.bn_l1 is a penalty on the scales of batch-norms, and "
+            f"{type(module).__name__} has none (in a quantized net they are folded). Leave bn_l1 out of this stage."
+        )
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for teacher in teachers:
         teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -162,6 +168,8 @@ class _Loop:
         total = torch.stack(terms).sum()
         if self.training.l1:
             total = total + self.training.l1 * _l1(self.module)
+        if self.training.bn_l1:
+            total = total + self.training.bn_l1 * torch.cat(_gammas(self.module)).abs().sum()
         if look and not torch.isfinite(total):
             raise TrainingError(self.blame(epoch, inputs, taught, logits, terms))
         self.optimizer.zero_grad(set_to_none=True)
@@ -283,6 +291,12 @@ def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
 def _l1(module: nn.Module) -> Tensor:
     weights = [m.weight.abs().sum() for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     return torch.stack(weights).sum()
+
+
+def _gammas(module: nn.Module) -> list[Tensor]:
+    """Every γ of a batch-norm."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return [layer.weight for layer in module.modules() if isinstance(layer, norms) and layer.affine]
 
 
 def _mixed(seed: int, epoch: int) -> int:

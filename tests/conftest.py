@@ -1,7 +1,8 @@
 """What several test files share: annotated shapes that are checked, and small images and networks."""
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Several processes share the cores: threads of one would wait for those of another. Also for what tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,13 +14,34 @@ from jaxtyping import install_import_hook
 install_import_hook("compress.losses", "beartype.beartype")
 
 
-SLOWEST_FIRST = ("test_shipped_pipelines", "test_readme", "test_cli", "test_runner", "test_report", "test_export")
+SLOWEST_FIRST = (
+    "test_shipped_pipelines", "test_readme", "test_runner", "test_cli", "test_report", "test_export", "test_targets",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Hand the slowest files out first, so that no process is left alone with one at the end."""
     rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_operators() -> Iterator[Callable | None]:
+    """Let torch.onnx make its table of operators once; gives what makes a fresh one, or None where there is none.
+
+    It reads the source of five hundred operators at every export, a third of a small net's second. The name is not
+    public: where torch has another, tests are slower and the same.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        fresh = ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError):
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(fresh)))
+        yield fresh
 
 
 @pytest.fixture(scope="session")

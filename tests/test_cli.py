@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from commandline import as_it_was
 from PIL import Image
 from test_plugins import PLUGIN
 from tiny import raw_pipeline
@@ -49,8 +50,6 @@ class Result:
 def compress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Any]:
     """Call the command line in this process, in a folder of its own; whatever happens there is no traceback."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    tables = {kind: dict(table) for kind, table in TABLES.items()}
 
     def call(*words: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["compress", *map(str, words)])
@@ -61,12 +60,8 @@ def compress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         assert isinstance(caught.value.code, int)
         return Result(caught.value.code, captured.out, captured.err)
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    for kind, table in TABLES.items():
-        for name in table.keys() - tables[kind].keys():
-            del table[name]  # type: ignore[attr-defined]
+    with as_it_was():
+        yield call
 
 
 Compress = Callable[..., Result]

@@ -5,6 +5,7 @@ import copy
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from compress.edits.quantizers import activation_quantizers
 from compress.edits.ranges import RANGES
 from compress.losses import KD, LOSSES, Batch, CrossEntropy, Outputs
 from compress.models import MODELS
+from compress.models.mobilenet_blocks import MobileNetBlocks
 from compress.models.torchvision import TORCHVISION
-from compress.net import Net, build, load, save
+from compress.net import Net, Spec, build, load, save
 from compress.pruning.channels import prune_channels
 from compress.recipe import Training
 from compress.stages import STAGES, Env
@@ -37,9 +39,20 @@ NEEDED = {
     "npz": {"path": "data.npz"},
     "image_folder": {"path": "pictures"},
     "prune": {"keep_macs": 0.5},
+    "sparsify": {"sparsity": 0.5},
+    "sparse": {"layers": {"classifier": 10}},
+    "search": {
+        "keep_macs": 0.8,
+        "method": {"evolution": {"population": 2, "generations": 1}},
+        "space": {"widths": [0.5], "depths": [], "kernels": [5], "expansions": []},
+        "align": 8,
+    },
     "channels": {"sizes": {"conv": [3, 8, 1]}},
+    "factorized": {"ranks": {"features.14.0": 24}},
 }
 CPU = torch.device("cpu")
+# A stage that only measures has no such key.
+TRAINING = [name for name, stage in STAGES.items() if "training" in stage.model_fields]
 
 
 def made(kind: str, name: str) -> Config:
@@ -278,15 +291,25 @@ def test_the_seed_decides_what_is_drawn(name, on_disk):
 # Stages
 
 
+@pytest.fixture(scope="session")
+def given(small_net) -> Callable:
+    """Makes the net that a stage is given, by the stage's name: a search varies one architecture alone."""
+    architecture = MobileNetBlocks(
+        stem=16, widths=(16, 32), depths=(1, 1), kernels=(3, 3), expansions=(1, 2), strides=(1, 2), head=32
+    )
+    searchable = Spec(architecture=architecture, classes=4, image=(3, 16, 16))
+    return lambda name, seed=0: build(searchable, seed) if name == "search" else small_net(seed)
+
+
 @pytest.fixture(scope="module")
 def env(images, small_net) -> Env:
     return Env(images, (small_net(seed=9),), CPU, seed=5, stage="contract")
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def staged(request, env, small_net) -> tuple[str, Net, Net]:
+def staged(request, env, given) -> tuple[str, Net, Net]:
     """A stage's name, its net before and after one epoch, teacher and labels beside it."""
-    net = small_net(seed=1)
+    net = given(request.param, seed=1)
     return request.param, net, ready(request.param)(net, env)
 
 
@@ -301,10 +324,10 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_stage_leaves_its_net_and_its_teacher_as_they_were(staged, env, small_net):
-    _, net, result = staged
-    assert same(net.module, small_net(seed=1).module)
-    assert net.spec == small_net().spec
+def test_a_stage_leaves_its_net_and_its_teacher_as_they_were(staged, env, given, small_net):
+    name, net, result = staged
+    assert same(net.module, given(name, seed=1).module)
+    assert net.spec == given(name).spec
     assert same(env.teachers[0].module, small_net(seed=9).module)
     assert all(p.grad is None for p in [*net.module.parameters(), *env.teachers[0].module.parameters()])
     assert result.module is not net.module
@@ -312,8 +335,8 @@ def test_a_stage_leaves_its_net_and_its_teacher_as_they_were(staged, env, small_
 
 
 def test_a_stage_trains(staged):
-    _, net, result = staged
-    assert not torch.equal(outputs(net), outputs(result))
+    name, net, result = staged
+    assert torch.equal(outputs(net), outputs(result)) == (name not in TRAINING)
 
 
 def test_a_stage_with_the_same_seed_gives_the_same_bits(staged, env):
@@ -333,15 +356,15 @@ def test_what_a_stage_made_is_rebuilt_from_its_files(staged, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_can_train_nothing(name, env, small_net):
+def test_a_stage_can_train_nothing(name, env, given):
     stage = ready(name)
     idle = stage.model_copy(update={"training": Training(epochs=0)})
-    result = idle(small_net(), env)
+    result = idle(given(name), env)
     assert not result.module.training
     assert outputs(result).shape == (4, 4)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_stage_fills_in_its_own_defaults_where_a_file_gives_some_keys(name):
     stage = OneOf(STAGES).parse({name: NEEDED.get(name, {}) | {"training": {"batch_size": 8}}})
     assert stage.training == made("stages", name).training.model_copy(update={"batch_size": 8})

@@ -1,6 +1,7 @@
 """The files that leave the program, run in ONNX Runtime."""
 
 import copy
+import functools
 
 import numpy as np
 import onnx
@@ -30,6 +31,13 @@ def pair(request) -> tuple[Net, onnx.ModelProto]:
     net = tiny(3)
     net = quantized(net) if request.param == "int8" else net
     return net, Exporter(Export(), MEAN, STD)(net, METADATA)
+
+
+@pytest.fixture(scope="module")
+def alike(pair) -> tuple[Net, onnx.ModelProto]:
+    """The same before training, where many tensors are equal, and its file."""
+    net = quantized(untrained()) if pair[0].int8 else untrained()
+    return net, exported(net)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -84,9 +92,9 @@ def test_equal_tensors_stand_in_the_file_once(pair):
     assert len(values) == len(set(values))
 
 
-def test_every_layer_has_int8_tensors_of_its_own(pair):
+def test_every_layer_has_int8_tensors_of_its_own(alike):
     # With session.x64quantprecision, which `run` sets, ONNX Runtime refuses a file where two layers share one.
-    model = exported(quantized(untrained())) if pair[0].int8 else pair[1]
+    _, model = alike
     whole = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
     read = [name for node in model.graph.node for name in node.input if name in whole]
     assert sorted(read) == sorted(whole)
@@ -127,6 +135,18 @@ def test_the_bytes_are_repeatable_and_do_not_depend_on_what_was_exported_before(
     assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
     np.testing.assert_array_equal(run(again, drawn(5, 3, 16, 16)), run(model, drawn(5, 3, 16, 16)))
     assert exporter(net, METADATA).SerializeToString() == again.SerializeToString()
+
+
+def test_a_table_of_operators_made_for_this_export_gives_the_same_bytes(pair, fresh_operators, monkeypatch):
+    """What the tests do to be fast (see conftest.py) is not seen in a file."""
+    if fresh_operators is None:
+        pytest.skip("this version of torch keeps its table elsewhere, and the tests share none")
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    net, model = pair
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", fresh_operators)
+    again = Exporter(Export(), MEAN, STD)(net, METADATA)
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
 def test_raw_pixels_give_what_normalised_ones_give(pair):
@@ -191,10 +211,15 @@ class OneConvolution(nn.Module):
         return self.pool(torch.relu(self.conv(x))).flatten(1)
 
 
-def test_the_integers_are_those_computed_by_hand():
+@pytest.fixture(scope="module")
+def one_convolution() -> tuple[Net, onnx.ModelProto]:
     torch.manual_seed(0)
     net = quantized(Net(Spec(architecture=MobileNetV1(), classes=4, image=(3, 8, 8)), OneConvolution().eval()))
-    model = exported(net)
+    return net, exported(net)
+
+
+def test_the_integers_are_those_computed_by_hand(one_convolution):
+    net, model = one_convolution
     assert coverage(model).int8_convs == 1
     grids = dict(activation_quantizers(net.module))
     (s_x, z_x), (s_y, z_y) = (
@@ -257,9 +282,14 @@ def hard_swish_net() -> Net:
     return Net(SPEC, MobileNetV3(blocks, 32, num_classes=4).eval())
 
 
+@functools.cache
+def hard_swish_file(ranges: str) -> tuple[Net, onnx.ModelProto]:
+    net = quantized(hard_swish_net(), ranges=ranges)
+    return net, exported(net)
+
+
 def test_hard_swish_is_int8_and_right():
-    net = quantized(hard_swish_net())
-    model = exported(net)
+    net, model = hard_swish_file("static")
     assert require_int8(coverage(model), left_float(net.module)) == ()
     x = drawn(8, 3, 16, 16)
     np.testing.assert_array_equal(run(model, x).argmax(1), said(net, x).argmax(1))
@@ -293,8 +323,9 @@ def names(model: onnx.ModelProto, *kinds: str) -> list[str]:
 
 @pytest.mark.parametrize("form", ["float32_nchw", "uint8_nhwc"])
 def test_layers_and_quantizers_keep_their_names(pair, form):
-    net, _ = pair
-    model = exported(net, input=form)
+    net, model = pair
+    if form == "uint8_nhwc":
+        model = exported(net, input=form)
     assert names(model, "Conv", "Gemm") == layers_of(net)
     quantizers = [str(node.target) for node, _ in graph.calls(net.module, ActivationQuantizer)] if net.int8 else []
     assert names(model, "QuantizeLinear") == quantizers
@@ -316,23 +347,21 @@ def test_each_dequantize_is_called_as_what_it_reads(pair):
             assert node.name == (f"{makers[source]}/dequantize" if source in makers else f"{owner}/{tensor}")
 
 
-def test_a_quantizer_that_is_called_twice_has_a_number_in_its_second_name():
-    net = quantized(Net(Spec(architecture=MobileNetV1(), classes=4, image=(3, 8, 8)), OneConvolution().eval()))
-    model = exported(net)
+def test_a_quantizer_that_is_called_twice_has_a_number_in_its_second_name(one_convolution):
+    _, model = one_convolution
     assert names(model, "QuantizeLinear") == ["quantizer_x", "quantizer_relu", "quantizer_relu_1"]
     assert "quantizer_relu_1/dequantize" in names(model, "DequantizeLinear")
 
 
-def test_two_layers_that_compute_the_same_from_the_same_become_one(pair):
-    net = quantized(untrained()) if pair[0].int8 else untrained()
+def test_two_layers_that_compute_the_same_from_the_same_become_one(alike):
+    net, model = alike
     assert layers_of(net) == ["stem.0", "branch.0", "other.0", "head"]
-    assert names(exported(net), "Conv", "Gemm") == ["stem.0", "branch.0", "head"]
+    assert names(model, "Conv", "Gemm") == ["stem.0", "branch.0", "head"]
 
 
 @pytest.mark.parametrize("ranges", ["static", "dynamic"])
 def test_a_net_with_gates_is_named_throughout(ranges):
-    net = quantized(hard_swish_net(), ranges=ranges)
-    model = exported(net)
+    net, model = hard_swish_file(ranges)
     assert names(model, "Conv", "Gemm", "ConvInteger", "MatMulInteger") == layers_of(net)
     every = [node.name for node in model.graph.node]
     assert len(every) == len({*every})

@@ -1,11 +1,10 @@
 """Every pipeline that ships: it is accepted, opens with what one wants to know, and runs with --smoke."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commandline import done
 
 from compress.pipeline import read
 from compress.plan import plan, render
@@ -25,9 +24,7 @@ def test_header_and_row(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in PIPELINES if p.stem != "mobilenet"], ids=lambda path: path.stem)
 def test_smoke_run_through_the_command_line(path: Path, tmp_path: Path) -> None:
     """(The README's test smokes mobilenet.yaml.)"""
-    command = [sys.executable, "-W", "ignore", "-m", "compress", "run", str(path), "--smoke", "--out", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+    done(tmp_path, "run", str(path), "--smoke", "--out", "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"] == "untrained"
     assert any("smoke run" in warning for warning in report["warnings"])

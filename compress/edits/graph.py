@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import stochastic_depth
 
+import compress.edits.in_place as in_place
 from compress.edits.functional import free_name, name_functional_layers
 from compress.errors import ModelError
 
@@ -70,6 +71,7 @@ def folded(module: nn.Module) -> fx.GraphModule:
         ) from error
     traced = _own_copy(traced).eval()
     name_functional_layers(traced)
+    in_place.read_results(traced)
     clean(traced)
     _drop_dropout(traced)
     _fold_batchnorm(traced)
@@ -180,31 +182,70 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
 
 def _name_global_pooling(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
-        if not _pools_globally(traced, node):
+        source = _globally_pooled(traced, node)
+        if source is None:
             continue
         name = free_name(traced, f"{node.name}_global")
         traced.add_submodule(name, GlobalAveragePool())
         with traced.graph.inserting_before(node):
-            pool = traced.graph.call_module(name, (node.all_input_nodes[0],))
-            if _drops_axes(node):
+            pool = traced.graph.call_module(name, (source,))
+            if does(node, {torch.mean}, {"mean"}) and not _mean_over(node)[1]:
                 pool = traced.graph.call_function(torch.flatten, (pool, 1))
         node.replace_all_uses_with(pool)
         traced.graph.erase_node(node)
 
 
-def _pools_globally(traced: fx.GraphModule, node: fx.Node) -> bool:
-    layer = called(traced, node)
+def _globally_pooled(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """What a node averages over height and width; None for a node that does not."""
+    layer, source = called(traced, node), next(iter(node.all_input_nodes), None)
+    if source is None:
+        return None
+    globally = False
     if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return layer.output_size in (1, (1, 1))
-    if does(node, {F.adaptive_avg_pool2d}, set()):
+        globally = layer.output_size in (1, (1, 1))
+    elif does(node, {F.adaptive_avg_pool2d}, set()):
         size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
-        return size in (1, (1, 1), [1, 1])
-    if does(node, {torch.mean}, {"mean"}):
-        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return isinstance(axes, list | tuple) and {a % 4 for a in axes if isinstance(a, int)} == {2, 3}
-    return False
+        globally = size in (1, (1, 1), [1, 1])
+    elif does(node, {F.avg_pool2d}, set()) and len(node.args) + len(node.kwargs) == 2:
+        globally = _is_size_of(node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size"), source)
+    elif does(node, {torch.mean}, {"mean"}):
+        axes, kept = _mean_over(node)
+        globally = {axis % 4 for axis in axes} == {2, 3}
+        if does(source, {torch.mean}, {"mean"}) and len(source.users) == 1 and _mean_over(source)[1] == kept:
+            before = _mean_over(source)[0]
+            # An axis that is gone counts no more: behind mean(3), mean(2) and mean(-1) are over the last one left.
+            both = [((3,), (2,)), ((2,), (3,)), ((2,), (-1,))] if kept else [((3,), (2,)), ((3,), (-1,)), ((2,), (2,))]
+            if (before, axes) in both:
+                return source.all_input_nodes[0]
+    return source if globally else None
 
 
-def _drops_axes(node: fx.Node) -> bool:
-    keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-    return does(node, {torch.mean}, {"mean"}) and not keeps
+def _mean_over(node: fx.Node) -> tuple[tuple[int, ...], bool]:
+    """The axes that a mean is taken over, and whether they stay as axes of one."""
+    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    kept = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+    given = axes if isinstance(axes, list | tuple) else (axes,)
+    return tuple(axis for axis in given if isinstance(axis, int)), bool(kept)
+
+
+def _is_size_of(kernel: object, x: fx.Node) -> bool:
+    """Whether a kernel size is computed as x's own height and width."""
+
+    def is_shape(node: object) -> bool:
+        return isinstance(node, fx.Node) and node.args in ((x,), (x, "shape")) and does(node, {getattr}, {"size"})
+
+    def is_size(node: object, axis: int) -> bool:
+        if not isinstance(node, fx.Node) or len(node.args) != 2:
+            return False
+        of_x = node.args[0] is x if does(node, set(), {"size"}) else is_shape(node.args[0])
+        taken = node.args[1] if does(node, {operator.getitem}, {"size"}) else None
+        return of_x and isinstance(taken, int) and taken % 4 == axis
+
+    if isinstance(kernel, list | tuple):
+        return len(kernel) == 2 and is_size(kernel[0], 2) and is_size(kernel[1], 3)
+    last_two = (slice(2, None), slice(-2, None), slice(2, 4))
+    return (
+        isinstance(kernel, fx.Node)
+        and does(kernel, {operator.getitem}, set())
+        and (is_shape(kernel.args[0]) and kernel.args[1] in last_two)
+    )

@@ -19,6 +19,11 @@ MOVING_METHODS = {
     "flatten", "view", "reshape", "contiguous", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
 }  # fmt: skip
 MOVING_LAYERS = (nn.Flatten, nn.MaxPool2d, nn.Unflatten, nn.ChannelShuffle)
+CLAMPS: dict[Any, tuple[str, ...]] = {  # what their arguments behind the tensor are called
+    **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"), ("min", "max")),
+    **dict.fromkeys((torch.clamp_min, "clamp_min", "clamp_min_"), ("min",)),
+    **dict.fromkeys((torch.clamp_max, "clamp_max", "clamp_max_"), ("max",)),
+}
 POOLS = (nn.AvgPool2d, graph.GlobalAveragePool, nn.AdaptiveAvgPool2d)
 SHAPES = {"size", "dim", "numel"}
 
@@ -69,19 +74,27 @@ def clip_range(traced: fx.GraphModule, node: fx.Node) -> tuple[float, float] | N
     layer = graph.called(traced, node)
     if isinstance(layer, nn.ReLU6) or graph.does(node, {F.relu6}, set()):
         return 0.0, 6.0
-    if isinstance(layer, nn.ReLU) or graph.does(node, {F.relu, torch.relu}, {"relu", "relu_"}):
+    if isinstance(layer, nn.ReLU) or graph.does(node, {F.relu, torch.relu, torch.relu_}, {"relu", "relu_"}):
         return 0.0, math.inf
     if isinstance(layer, nn.Hardtanh):
         return _around_zero(layer.min_val, layer.max_val)
-    if graph.does(node, {torch.clamp, torch.clip, F.hardtanh}, {"clamp", "clip", "clamp_"}):
-        names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
-        unset = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
-        given = [
-            node.args[i] if len(node.args) > i else node.kwargs.get(name, default)
-            for i, name, default in zip((1, 2), names, unset, strict=True)
-        ]
-        return _around_zero(*given)
+    if graph.does(node, {F.hardtanh}, set()):
+        given = _arguments(node, ("min_val", "max_val"))
+        return _around_zero(given.get("min_val", -1.0), given.get("max_val", 1.0))
+    if is_clamp(node):
+        given = _arguments(node, CLAMPS[node.target])
+        return _around_zero(given.get("min"), given.get("max"))
     return None
+
+
+def is_clamp(node: fx.Node) -> bool:
+    """Whether a node calls a clamp, with one bound or two, as a function or method."""
+    return node.op in ("call_function", "call_method") and node.target in CLAMPS
+
+
+def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments that a node gives behind its tensor, by name."""
+    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
 
 
 def _around_zero(low: object, high: object) -> tuple[float, float] | None:

@@ -8,19 +8,22 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import compress.edits.graph as graph
+import compress.edits.hard_sigmoids as hard_sigmoids
+import compress.edits.in_place as in_place
 import compress.edits.operators as operators
 from compress.edits.functional import free_name
 
-IN_PLACE = {"add_", "mul_", "sub_", "div_", "relu_", "sigmoid_", "clamp_", "hardtanh_"}
 LARGEST = torch.finfo(torch.float32).max
 
 
 def rewrite(traced: fx.GraphModule, *, signed: bool) -> None:
     """Write hard-swish, hard-sigmoid, SiLU and lone batch-norms in operations with int8 kernels, in place.
 
-    With `signed` activations hard-sigmoids are left as they are: the kernels that make them cheap are unsigned.
+    Hard-sigmoids and hard-swishes that are written out, such as relu6(x + 3)/6, are found, too. With `signed`
+    activations hard-sigmoids are left as they are: the kernels that make them cheap are unsigned.
     """
     out_of_place(traced)
+    hard_sigmoids.name_hard_sigmoids(traced, nn.Hardsigmoid if signed else graph.HardSigmoid)
     for node in list(traced.graph.nodes):
         layer = graph.called(traced, node)
         if isinstance(layer, nn.Hardswish) or graph.does(node, {F.hardswish}, set()):
@@ -30,25 +33,26 @@ def rewrite(traced: fx.GraphModule, *, signed: bool) -> None:
         elif (isinstance(layer, nn.Hardsigmoid) or graph.does(node, {F.hardsigmoid}, set())) and not signed:
             node.replace_all_uses_with(_before(traced, node, graph.HardSigmoid()))
             traced.graph.erase_node(node)
-        elif graph.does(node, {torch.clamp, torch.clip}, {"clamp", "clip", "clamp_"}):
+        elif operators.is_clamp(node):
             bounds = operators.clip_range(traced, node)
             if bounds is not None:
                 node.replace_all_uses_with(_before(traced, node, _as_layer(*bounds)))
                 traced.graph.erase_node(node)
+        elif _is_needless_expansion(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
         elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
             traced.set_submodule(str(node.target), _as_convolution(layer))
     traced.recompile()
 
 
 def out_of_place(traced: fx.GraphModule) -> None:
-    """Let what changes a rounded input give a new tensor instead, in place; whoever reads the input later gets that.
+    """Let what changes a rounded input give a new tensor instead, in place; nothing reads the input later any more.
 
     Learned scales need the rounded values for their gradient. A ReLU right behind what it clips is rounded itself,
     and stays as it is.
     """
-    nodes = list(traced.graph.nodes)
-    order = {node: i for i, node in enumerate(nodes)}
-    for node in [node for node in nodes if _in_place(traced, node)]:
+    for node in [node for node in traced.graph.nodes if in_place.changes_its_input(traced, node)]:
         layer, source = graph.called(traced, node), node.all_input_nodes[0]
         moved = source.op == "placeholder" or operators.moves_values(source, graph.called(traced, source))
         if operators.clip_range(traced, node) is not None and len(source.users) == 1 and not moved:
@@ -57,15 +61,10 @@ def out_of_place(traced: fx.GraphModule) -> None:
             layer.inplace = False  # type: ignore[assignment]
         elif node.op == "call_method":
             node.target = str(node.target)[:-1]
+        elif node.target in in_place.FUNCTIONS:
+            node.target = in_place.FUNCTIONS[node.target]
         else:
             node.kwargs = {**node.kwargs, "inplace": False}
-        source.replace_all_uses_with(node, delete_user_cb=lambda user, at=order[node]: order[user] > at)
-
-
-def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target) in IN_PLACE
-    return bool(getattr(graph.called(traced, node), "inplace", False) or node.kwargs.get("inplace"))
 
 
 def _as_gate(traced: fx.GraphModule, node: fx.Node, gate: nn.Module) -> None:
@@ -84,6 +83,13 @@ def _before(traced: fx.GraphModule, node: fx.Node, layer: nn.Module) -> fx.Node:
     traced.add_submodule(name, layer)
     with traced.graph.inserting_before(node):
         return traced.graph.call_module(name, (node.all_input_nodes[0],))
+
+
+def _is_needless_expansion(node: fx.Node) -> bool:
+    """Whether a value is expanded to the size of what it is then added to or multiplied with, which those do anyway."""
+    if not graph.does(node, set(), {"expand_as"}) or len(node.args) != 2:
+        return False
+    return all((graph.is_mul(user) or graph.is_add(user)) and node.args[1] in user.args for user in node.users)
 
 
 def _as_layer(low: float, high: float) -> nn.Module:

@@ -20,11 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.config import Config
-from compress.edits import graph
+from compress.edits import Channels, graph
 from compress.errors import ExportError
 from compress.export.cleaning import part_int8, share_equal, strip
 from compress.export.layers import WithPreprocessing, integer_form, swap_pooling
 from compress.export.naming import node_names
+from compress.export.refit import refitted
 from compress.export.rules import OWN_WIDTHS, aligned_channels
 from compress.export.scheme import own_widths, rounding, scheme
 from compress.export.seal import seal
@@ -61,6 +62,7 @@ class Exporter:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     graphs: dict[str, ModelProto] = field(default_factory=dict)
+    kinds: dict[str, ModelProto] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -88,6 +90,32 @@ class Exporter:
             # Only now: it folds equal tensors into one and constants away, which depends on the values.
             optimized: ModelProto = optimizer.optimize(model)
         return self.finished(optimized, net, names, metadata)
+
+    def sketch(self, net: Net) -> ModelProto:
+        """A file like that of `net`, made of the graph of a wider net of its kind where there is one: to be measured.
+
+        Errors are those of a call.
+        """
+        kind = net.spec.model_copy(
+            update={"edits": tuple(edit for edit in net.spec.edits if not isinstance(edit, Channels))}
+        ).key
+        with torch.no_grad():
+            whole, example = self.ready(net)
+            if kind in self.kinds:
+                model = refitted(self.kinds[kind], whole.state_dict())
+                if model is not None:
+                    with contextlib.suppress(ExportError):
+                        return self.measurable(model, whole, net)
+            self.kinds[kind] = self.traced(whole, example)
+            return self.measurable(self.kinds[kind], whole, net)
+
+    def measurable(self, traced: ModelProto, whole: nn.Module, net: Net) -> ModelProto:
+        """A traced graph in its target's form."""
+        model = onnx.ModelProto()
+        model.CopyFrom(traced)
+        names = node_names(model, within="module." if isinstance(whole, WithPreprocessing) else "")
+        optimized: ModelProto = optimizer.optimize(model)
+        return self.finished(optimized, net, names, {})
 
     def finished(
         self, model: ModelProto, net: Net, names: Mapping[str, str], metadata: Mapping[str, str]

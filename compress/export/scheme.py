@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from compress.edits import Channels, Quantizers
+from compress.edits import Channels, Factorized, Quantizers
 from compress.export.rules import ALIGNMENT
 from compress.export.targets import TARGETS
 from compress.net import Net, build
@@ -42,9 +42,13 @@ def scheme(net: Net, target: str) -> str:
 def own_widths(net: Net) -> list[str]:
     """The layers whose number of output channels is no multiple of 8 and is the architecture's own, not pruning's."""
     odd = {name: width for name, width in _widths(net.module).items() if width % ALIGNMENT}
-    if not any(isinstance(edit, Channels) for edit in net.spec.edits):
+    if not any(isinstance(edit, Channels | Factorized) for edit in net.spec.edits):
         return sorted(odd)
     whole = _widths(build(net.spec.model_copy(update={"edits": ()})).module)
+    for edit in net.spec.edits:
+        for path in edit.ranks if isinstance(edit, Factorized) else ():
+            # Of the two layers in its place the second has the outputs, and the first a rank that was chosen.
+            whole |= {f"{path}.0": 0, f"{path}.1": whole.get(path, 0)}
     return sorted(name for name, width in odd.items() if whole.get(name, width) == width)
 
 

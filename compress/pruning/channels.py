@@ -9,8 +9,6 @@ near it are searched.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -23,7 +21,8 @@ from compress.edits.macs import count_macs, count_positions
 from compress.errors import ConfigError, ModelError
 from compress.pruning.groups import ChannelGroup, channel_groups, cut_channels
 from compress.pruning.importance import IMPORTANCES, Examples, importances
-from compress.pruning.plan import ALIGNMENTS, Allocate, Limit, Planned, Scored, plan_widths, uniform
+from compress.pruning.patterns import check_patterns, listed, matches
+from compress.pruning.plan import ALIGNMENTS, Allocate, Limit, Planned, Scored, plan_widths, shown, uniform
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Prunable:
         narrow = [f"{g.name} ({g.width})" for g, fixed in zip(self.groups, planned.fixed, strict=True) if fixed]
         aligned = f"The widths of pruned layers are multiples of {planned.align}"
         if automatic and planned.align != ALIGNMENTS[0]:
-            aligned += f": {limit.key} {limit.value:g} cannot be met in multiples of {ALIGNMENTS[0]}"
+            aligned += f": {limit.key} {shown(limit.value)} cannot be met in multiples of {ALIGNMENTS[0]}"
         too_narrow = f"Too narrow for a smaller multiple of {planned.align} (channels): {', '.join(narrow)}."
         return (f"{aligned}.", *([too_narrow] if narrow else []), *self.left_out)
 
@@ -215,7 +214,7 @@ def _used_positions(module: nn.Module, example: Tensor) -> dict[str, int]:
     unused = [path for path in layers if path not in positions]
     if unused:
         raise ModelError(
-            f"The forward pass of {type(module).__name__} does not call {_listed(unused)}, so pruning cannot "
+            f"The forward pass of {type(module).__name__} does not call {listed(unused)}, so pruning cannot "
             "keep these layers in step with the others. Build the network without auxiliary heads; attention "
             "is not supported."
         )
@@ -224,10 +223,10 @@ def _used_positions(module: nn.Module, example: Tensor) -> dict[str, int]:
 
 def _chosen(groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]) -> list[ChannelGroup]:
     """The groups that can be cut and that the patterns leave to be cut."""
-    _check_patterns(groups, include, exclude)
+    check_patterns({path: g.reason for g in groups for path in g.outputs}, include, exclude, "pruned")
 
     def matched(group: ChannelGroup, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(path, pattern) for path in group.outputs for pattern in patterns)
+        return any(matches(path, patterns) for path in group.outputs)
 
     free = [group for group in groups if not group.reason and not matched(group, exclude)]
     free = [group for group in free if not include or matched(group, include)]
@@ -235,22 +234,6 @@ def _chosen(groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Seq
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups if group.reason)
         raise ConfigError(f"include, exclude: nothing is left to prune. What cannot be pruned: {reasons}.")
     return free
-
-
-def _check_patterns(groups: Sequence[ChannelGroup], include: Sequence[str], exclude: Sequence[str]) -> None:
-    reasons = {path: group.reason for group in groups for path in group.outputs}
-    problems = []
-    for key, pattern in [*(("include", p) for p in include), *(("exclude", p) for p in exclude)]:
-        matches = [path for path in reasons if fnmatchcase(path, pattern)]
-        if not matches:
-            close = get_close_matches(pattern, reasons, n=3, cutoff=0.4)
-            names = f"Near: {', '.join(close)}" if close else f"There are {_listed(list(reasons))}"
-            problems.append(f"{key}: no layer matches {pattern!r}. {names}.")
-        elif key == "include" and all(reasons[path] for path in matches):
-            first = f"{matches[0]}, {reasons[matches[0]]}"
-            problems.append(f"{key}: {pattern!r} matches only what cannot be pruned: {first}.")
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _cut(group: ChannelGroup, scored: Scored, width: int) -> None:
@@ -266,8 +249,3 @@ def _restore(pruned: nn.Module, original: nn.Module) -> None:
         parameter.requires_grad_(before.requires_grad)
     for layer, unpruned in zip(pruned.modules(), original.modules(), strict=True):
         layer.training = unpruned.training
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

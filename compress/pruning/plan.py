@@ -55,7 +55,14 @@ class Limit:
     @property
     def shown(self) -> str:
         """Its value as a user would write it."""
-        return f"{self.value:.4f}" if self.value < 1000 else f"{self.value:.0f}"
+        return shown(self.value, 4)
+
+
+def shown(value: float, digits: int = 0) -> str:
+    """A share, milliseconds or bytes as a user would write them; shares with so many digits, if any are asked for."""
+    if value >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.{digits}f}" if digits else f"{value:.4g}"
 
 
 def ladder(width: int, align: int, bundle: int) -> list[int]:
@@ -215,17 +222,27 @@ def plan_widths(
         of_what = "of the unpruned network's" if limit.whole != 1 else "in all"
         raise ConfigError(
             f"{limit.key}: the network has only {limit.at(present).shown} {of_what} already, less "
-            f"than the {limit.value:g} asked for. Ask for less than it has."
+            f"than the {shown(limit.value)} asked for. Ask for less than it has."
         )
-    searches = []
+    planned, searches = find_widths(costs, groups, limit, align, allocate)
+    if planned is None:
+        raise ConfigError(_unmet(searches, limit, align))
+    return planned
+
+
+def find_widths(
+    costs: LayerCosts, groups: Sequence[Scored], limit: Limit, align: int | None, allocate: Allocate
+) -> tuple[Planned | None, list[PlanSearch]]:
+    """As `plan_widths`, but None where no plan was found, with all that was searched."""
+    searches: list[PlanSearch] = []
     for candidate in (align,) if align else ALIGNMENTS:
         search = PlanSearch(costs, groups, candidate)
         plan = allocate(search, limit)
         if plan is not None:
             fixed = [len(rungs) == 1 for rungs in search.ladders]
-            return Planned(search.widths_of(plan), fixed, float(search.cost(plan[None])[0]), candidate)
+            return Planned(search.widths_of(plan), fixed, float(search.cost(plan[None])[0]), candidate), searches
         searches.append(search)
-    raise ConfigError(_unmet(searches, limit, align))
+    return None, searches
 
 
 def _unmet(searches: Sequence[PlanSearch], limit: Limit, align: int | None) -> str:
@@ -241,7 +258,7 @@ def _unmet(searches: Sequence[PlanSearch], limit: Limit, align: int | None) -> s
     widths = f" with widths in multiples of {align}" if align else ""
     smaller = " Or choose a smaller align." if align and align > 1 else ""
     advice = f"; the nearest that can: {' or '.join(nearest)}" if nearest else ". Let more layers be pruned"
-    return f"{limit.key}: {limit.value:g} cannot be met{widths}{advice}.{smaller}"
+    return f"{limit.key}: {shown(limit.value)} cannot be met{widths}{advice}.{smaller}"
 
 
 def padded(rows: Sequence[Sequence[float]]) -> Floats:

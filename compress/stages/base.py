@@ -11,6 +11,7 @@ from compress.data.base import Data
 from compress.events import Listener, ignore
 from compress.losses.base import Loss
 from compress.net import Net
+from compress.pruning.magnitude import kept_zero, sparse_layers
 from compress.recipe import NONE_APART, Apart, Training
 from compress.train import Progress, fit
 
@@ -105,17 +106,21 @@ def teach(
     after_epoch: Callable[[int], None] | None = None,
     apart: Apart = NONE_APART,
 ) -> None:
-    """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`."""
+    """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`.
+
+    Weights that a `sparsify` stage removed stay zero.
+    """
     wanted = any(loss.needs_teacher for loss in losses)
-    fit(
-        net.module,
-        env.data,
-        training,
-        losses,
-        teachers=[teacher.module for teacher in env.teachers] if wanted else [],
-        device=env.device,
-        seed=env.seed,
-        progress=Progress(env.stage, env.emit),
-        after_epoch=after_epoch,
-        apart=apart,
-    )
+    with kept_zero(sparse_layers(net)):
+        fit(
+            net.module,
+            env.data,
+            training,
+            losses,
+            teachers=[teacher.module for teacher in env.teachers] if wanted else [],
+            device=env.device,
+            seed=env.seed,
+            progress=Progress(env.stage, env.emit),
+            after_epoch=after_epoch,
+            apart=apart,
+        )

@@ -72,7 +72,7 @@ class Quantize(Config):
     training: Annotated[Training, filled(epochs=6, lr=0.0003)] = Training(epochs=6, lr=0.0003)
 
     def __call__(self, net: Net, env: Env) -> Net:
-        batches = calibration_images(env, self.calibration)
+        batches = calibration_images(env, self.calibration, few_matter=not isinstance(self.ranges, Dynamic))
         quantized, reference = self.rounding(net, env, batches)
         if self.method == "qat" and self.training.epochs:
             env.beside("ptq", Net(quantized.spec, copy.deepcopy(quantized.module).eval()))
@@ -169,15 +169,15 @@ def follow_ranges(module: nn.Module, momentum: float | None) -> None:
         quantizer.moving = None if momentum is None else MovingRange(quantizer, momentum)
 
 
-def calibration_images(env: Env, count: int) -> Callable[[], Iterable[Tensor]]:
+def calibration_images(env: Env, count: int, *, few_matter: bool = True) -> Callable[[], Iterable[Tensor]]:
     """A function that gives the same training images, as fed to a net, each time it is called.
 
-    Warns of fewer than 100; raises DataError for none.
+    Warns of fewer than 100 where `few_matter`, which they do not for dynamic ranges; raises DataError for none.
     """
     train = env.data.train
     chosen = train.take(spread(train.labels, count))
     if not len(chosen):
         raise DataError("there are no training images to take activation ranges from; quantization needs some")
-    if len(chosen) < FEW_IMAGES:
+    if few_matter and len(chosen) < FEW_IMAGES:
         env.warn(f"activation ranges come from {len(chosen)} images only; {FEW_IMAGES} or more give steadier ones")
     return lambda: inputs_of(env.data, chosen, env.device, BATCH)

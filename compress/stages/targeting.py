@@ -6,8 +6,10 @@ from typing import Any
 from compress.edits.ranges import Dynamic
 from compress.export.targets import Target, refusals
 from compress.stages.base import Stage
+from compress.stages.factorize import Factorize
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
+from compress.stages.search import Search
 
 
 def for_target(stage: Stage, target: Target) -> Stage:
@@ -16,7 +18,7 @@ def for_target(stage: Stage, target: Target) -> Stage:
     if isinstance(stage, Quantize) and target.quantizes:
         defaults = {"weights": target.weights[0], "activations": target.activations[0]}
         update = {key: value for key, value in defaults.items() if getattr(stage, key) is None}
-    elif isinstance(stage, Prune) and stage.align is None and target.align is not None:
+    elif isinstance(stage, Prune | Factorize | Search) and stage.align is None and target.align is not None:
         update = {"align": target.align}
     return stage.model_copy(update=update) if update else stage  # type: ignore[attr-defined]
 
@@ -31,7 +33,7 @@ def against_target(stage: Stage, target: Target, opset: int) -> Iterator[str]:
         asked = {"weights": stage.weights, "activations": stage.activations, "ranges": ranges}
         for key, why in refusals(target, opset, asked):
             yield f".{key}: {why}"
-    elif isinstance(stage, Prune) and target.align and (stage.align or 0) % target.align:
+    elif isinstance(stage, Prune | Factorize | Search) and target.align and (stage.align or 0) % target.align:
         yield f".align: target {target.name} wants multiples of {target.align}, not {stage.align}"
 
 

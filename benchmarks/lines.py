@@ -1,4 +1,4 @@
-"""A line of the benchmark's table."""
+"""A line of a benchmark's table."""
 
 import json
 from collections.abc import Sequence

@@ -1,0 +1,61 @@
+"""`compress sensitivity`: where a pipeline's baseline can be cut, before any stage is decided upon."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compress.events import Listener, ignore
+from compress.making import Maker
+from compress.net import Net
+from compress.pipeline import Pipeline
+from compress.pruning.sensitivity_picture import drawn
+from compress.pruning.sensitivity_table import Row, Table, summary
+from compress.runner import locked, make_folder, pick_device
+from compress.stages import Env, Sensitivity
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """The rows of an analysis, where they are, and what they come to in words."""
+
+    rows: tuple[Row, ...]
+    table: Path
+    picture: Path
+    sentences: tuple[str, ...]
+
+
+def analyse(
+    pipeline: Pipeline, out: Path, *, device: str = "auto", plugins: Sequence[Path] = (), emit: Listener = ignore
+) -> Analysed:
+    """Measure the sensitivity of a pipeline's baseline; the rows go to sensitivity.csv in the folder `out`.
+
+    The baseline is trained there, or taken over where `compress run` or an earlier analysis finished it; rows that are
+    there are taken over as well. Settings are those of the pipeline's first `sensitivity` stage, or that stage's
+    defaults. Raises CompressError of every kind.
+    """
+    chosen = pick_device(device)
+    make_folder(out)
+    with locked(out):
+        data = pipeline.data(pipeline.seed)
+        for warning in data.warnings:
+            emit({"event": "warning", "text": warning})
+        maker = Maker(pipeline, data, out, chosen, emit, [None] * len(pipeline.stages), plugins)
+        stage = next((each for each in pipeline.stages if isinstance(each, Sensitivity)), Sensitivity())
+        env = Env(data, (), chosen, pipeline.seed, Sensitivity.name, emit)
+        analysis = stage.analysis(baseline(maker), env)
+        path = out / "sensitivity.csv"
+        rows = analysis.rows(Table(path, partial(_warn, emit)), stage.telling(env))
+        picture = path.with_suffix(".svg")
+        picture.write_text(drawn(rows), encoding="utf-8")
+        return Analysed(tuple(rows), path, picture, tuple(summary(rows)))
+
+
+def baseline(maker: Maker) -> Net:
+    """The pipeline's baseline, made or taken over."""
+    make = partial(maker.alone, maker.pipeline.student, maker.pipeline.baseline.training)
+    return maker.finished_or("baseline", maker.folders()["baseline"], make, maker.baseline_key, None).net
+
+
+def _warn(emit: Listener, text: str) -> None:
+    emit({"event": "warning", "text": text})
