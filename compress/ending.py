@@ -63,7 +63,7 @@ class FileEnding:
     def rounds(self, files: Mapping[str, Path]) -> int:
         """As many rounds as small nets need and large ones have time for."""
         once = measure_latency(files, threads=self.threads, batch=self.batch, rounds=1)
-        round_s = sum(max(times.sum() / 1e3, TURN_S) for _, times in once.values())
+        round_s = float(sum(max(times.sum() / 1e3, TURN_S) for _, times in once.values()))
         return min(max(round(MEASURE_S / round_s), FEWEST_ROUNDS), MOST_ROUNDS)
 
     def layers(self, net: Net) -> Mapping[str, float]:
