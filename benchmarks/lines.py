@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
+ROUNDING = 1e-9  # a mean of per cents that is the bound itself meets it
+
+
 @dataclass(frozen=True)
 class Line:
     """One figure: what, the bound in words, what was measured, whether it holds; None where nothing is promised."""
@@ -21,14 +24,14 @@ def at_most(what: str, value: float, bound: float | None, words: str = "{:.2f}")
     """A figure that is to stay under a bound, if there is one; `words` is how it is written."""
     if bound is None:
         return Line(what, "", words.format(value))
-    return Line(what, f"≤ {bound:g}", words.format(value), value <= bound)
+    return Line(what, f"≤ {bound:g}", words.format(value), value <= bound + ROUNDING)
 
 
 def at_least(what: str, value: float, bound: float | None, words: str = "{:.2f}") -> Line:
     """A figure that is to reach a bound, if there is one; `words` is how it is written."""
     if bound is None:
         return Line(what, "", words.format(value))
-    return Line(what, f"≥ {bound:g}", words.format(value), value >= bound)
+    return Line(what, f"≥ {bound:g}", words.format(value), value >= bound - ROUNDING)
 
 
 def show(lines: Sequence[Line]) -> None:

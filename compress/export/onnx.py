@@ -145,6 +145,9 @@ class Exporter:
         """The net as it goes to the exporter, with an example of its input."""
         module = integer_form(net.module, float_bias=self.target.float_bias) if net.int8 else graph.folded(net.module)
         swap_pooling(module.cpu(), net.example())
+        for layer in module.modules():  # PyTorch takes in-place activations apart several times as slowly
+            if getattr(layer, "inplace", False):
+                layer.inplace = False
         channels, height, width = net.spec.image
         whole: nn.Module = module
         batch = self.target.batch or 2  # where any batch is meant, an example of one would be taken at its word
