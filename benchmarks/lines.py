@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-
 ROUNDING = 1e-9  # a mean of per cents that is the bound itself meets it
 
 

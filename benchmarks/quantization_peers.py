@@ -60,9 +60,11 @@ def job_lines(name: str, job: dict[str, Any]) -> list[Line]:
     """A line for agreement of each of our int8 files, and one with all figures of each file."""
     lines = []
     for kind, figures in job["files"].items():
-        if "agreement" in figures and kind not in ("float", "nncf"):
-            title = f"{name}: {kind} file, OpenVINO and ONNX Runtime agree, %"
-            lines.append(at_least(title, figures["agreement"], AGREEMENT))
+        for runtime, agreement in figures.get("agreement", {}).items():
+            # By default OpenVINO computes in bfloat16 where it can, float files too: then the file is not to blame.
+            ours = kind not in ("float", "nncf") and runtime == "openvino in float32"
+            title = f"{name}: {kind} file, {runtime} and ONNX Runtime agree, %"
+            lines.append(at_least(title, agreement, AGREEMENT if ours else None))
         said = [f"{figures['bytes']:,} bytes"]
         said += [f"{value:.2f} ms in {runtime}" for runtime, value in figures["latency_ms"].items()]
         said += [f"top-1 {value:.2f} in {runtime}" for runtime, value in figures.get("top1", {}).items()]
