@@ -65,7 +65,7 @@ class Counted:
 
 def sensitivity_lines(*, quick: bool) -> list[Line]:
     """Fifty layers of ResNet50 by ten ratios: how often an image is loaded, rows a second, and rows after a break."""
-    size, samples = (32, 20) if quick else (64, 200)
+    size, samples = (32, 20) if quick else (32, 100)
     net = untrained("resnet50", size, classes=10)
     given: Data = DATASETS["synthetic"].model_validate({"size": size, "classes": 10, "samples": samples})(0)  # type: ignore[attr-defined]
     counted = Counted(given.val)

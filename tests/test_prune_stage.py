@@ -18,7 +18,7 @@ from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export, Exporter
 from compress.measure.profile import layer_times
 from compress.models import MODELS
-from compress.net import Net, Spec, build
+from compress.net import Net, Spec, build, load
 from compress.pipeline import parsed
 from compress.pruning.channels import Prunable
 from compress.pruning.latency import Sample, read_table, samples, write_table
@@ -302,3 +302,20 @@ def test_a_run_meets_a_latency_and_says_so(tmp_path: Path) -> None:
     assert "latency_ratio 0.7: the file of the planned widths has" in said
     assert (tmp_path / "out" / "latency" / "prune.csv").is_file()
     assert outcome.report.rows[-1].macs < outcome.report.rows[0].macs
+
+
+def test_a_strangers_state_dict_is_pruned_and_comes_back_to_the_bit(tmp_path: Path) -> None:
+    """Weights that another program saved, in an architecture that is not ours: loaded, pruned, kept, rebuilt."""
+    given = build(Spec(architecture=tiny_pipeline().student.architecture, classes=4, image=(3, 16, 16)), seed=7)
+    torch.save(given.module.state_dict(), tmp_path / "theirs.pth")
+    raw = raw_pipeline(teacher=None, student={"tiny": {"weights": str(tmp_path / "theirs.pth")}})
+    raw["stages"] = [{"prune": {"keep_params": 0.6, "training": {"epochs": 0}}}]
+    outcome = run(parsed(raw, "tiny"), tmp_path / "out")
+    assert outcome.report.rows[-1].params <= 0.6 * given.params
+    (folder,) = (tmp_path / "out" / "stages").glob("0-prune-*")
+    pruned = load(folder)
+    once, twice = (pruned.module.eval()(given.example()), load(folder).module.eval()(given.example()))
+    assert torch.equal(once, twice)
+    # What is left are the stranger's own numbers.
+    theirs = {round(float(value), 6) for value in given.module.stem[0].weight.flatten()}
+    assert {round(float(value), 6) for value in pruned.module.stem[0].weight.flatten()} < theirs

@@ -147,7 +147,7 @@ class Exporter:
         swap_pooling(module.cpu(), net.example())
         for layer in module.modules():  # PyTorch takes in-place activations apart several times as slowly
             if getattr(layer, "inplace", False):
-                layer.inplace = False
+                layer.inplace = False  # type: ignore[assignment]
         channels, height, width = net.spec.image
         whole: nn.Module = module
         batch = self.target.batch or 2  # where any batch is meant, an example of one would be taken at its word
