@@ -54,7 +54,7 @@ def options() -> argparse.Namespace:
     """What the command line asks for."""
     known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("--only", choices=PARTS, help="measure this part and keep the other lines of the record")
-    known.add_argument("--nets", nargs="+", choices=NETS, help="the nets of the latency and size parts")
+    known.add_argument("--nets", nargs="+", choices=NETS, help="the nets of the latency, size and accuracy parts")
     known.add_argument("--cifar", type=Path, help="CIFAR-100: an .npz archive, or the folder of torchvision's")
     known.add_argument("--quick", action="store_true", help="try the flow in a minute or two; nothing is recorded")
     known.add_argument("--peers", type=Path, help="the Python that has openvino and nncf (default: .venv-peers)")
@@ -73,7 +73,7 @@ def measure(part: str, chosen: argparse.Namespace, folder: Path) -> list[Line]:
         return step_lines(quick=chosen.quick)
     given, lines = accuracy.sources(CACHE, chosen.cifar)
     if part == "accuracy":
-        return accuracy.accuracy_lines(accuracy.results(CACHE, given, quick=chosen.quick)) + lines
+        return accuracy.accuracy_lines(accuracy.results(CACHE, given, quick=chosen.quick, nets=chosen.nets)) + lines
     cache = CACHE / "quick" if chosen.quick else CACHE
     trained = [accuracy.folder_of(cache, data, net, 0) for data in given for net in accuracy.NETS]
     if not all((each / "result.json").exists() for each in trained):

@@ -43,10 +43,11 @@ QAT = {"epochs": 2, "lr": 0.0002, "weight_decay": 0.0}  # else as in float
 # The float net teaches its rounded self, as a pipeline's teacher would.
 LOSSES = Distill().losses
 STAGES = {
-    "ptq": Quantize(method="ptq", ranges=MovingAverage()),
+    "ptq": Quantize(method="ptq", ranges=MovingAverage(), correct_bias=True),
+    "ptq-plain": Quantize(method="ptq", ranges=MovingAverage()),
     "ptq-mse": Quantize(method="ptq"),
     "qat": Quantize(ranges=MovingAverage(), losses=LOSSES),
-    "lsq": Quantize(learn="lsq", losses=LOSSES),
+    "lsq": Quantize(learn="lsq", ranges=MovingAverage(), losses=LOSSES),
 }
 # torchvision's MobileNetV3 has 0.01: in a few hundred steps its statistics never catch up, and float itself suffers.
 BATCH_NORM_MOMENTUM = 0.1
@@ -193,13 +194,15 @@ def _of_torchvision(folder: Path) -> dict[str, np.ndarray]:
     return images | {f"{split}_labels": np.array(given.targets) for split, given in splits.items()}
 
 
-def results(cache: Path, given: dict[str, dict[str, Any]], *, quick: bool) -> dict[tuple[str, str], list[Result]]:
+def results(
+    cache: Path, given: dict[str, dict[str, Any]], *, quick: bool, nets: Sequence[str] = tuple(NETS)
+) -> dict[tuple[str, str], list[Result]]:
     """Every data set with every net and seed, as many at a time as there are cores."""
     seeds = SEEDS[:1] if quick else SEEDS
     folder = cache / "quick" if quick else cache
     jobs = [
         Job(data, net, seed, folder_of(folder, data, net, seed), source, quick)
-        for data, source in given.items() for net in NETS for seed in seeds
+        for data, source in given.items() for net in NETS if net in nets for seed in seeds
     ]  # fmt: skip
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
