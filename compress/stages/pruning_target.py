@@ -102,7 +102,9 @@ def target_for(narrowing: Narrowing, key: str, value: float, table: str | None, 
         return _table_target(narrowing, key, value, Path(table))
     if ending is None:
         share = value if key == "latency_ratio" else 0.5
-        return Target(Limit("keep_macs", share, count_of(narrowing.dense, "keep_macs"), 0.9), prunable.macs)
+        target = Target(Limit("keep_macs", share, count_of(narrowing.dense, "keep_macs"), 0.9), prunable.macs)
+        target.notes.append(f"{key} {shown(value)}: nothing was timed, {share:g} of the MACs stand in for it")
+        return target
     return _latency_target(narrowing, key, value, align, ending)
 
 
