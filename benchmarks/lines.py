@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.environment import environment
+
 ROUNDING = 1e-9  # a mean of per cents that is the bound itself meets it
 
 
@@ -31,6 +33,16 @@ def at_least(what: str, value: float, bound: float | None, words: str = "{:.2f}"
     if bound is None:
         return Line(what, "", words.format(value))
     return Line(what, f"≥ {bound:g}", words.format(value), value >= bound - ROUNDING)
+
+
+def conclude(lines: Sequence[Line], path: Path | None) -> bool:
+    """Print the table and write the record, or with None say that there is none; gives whether a bound was missed."""
+    show(lines)
+    if path is None:
+        print("a quick run: these figures mean nothing, and nothing was recorded")
+        return False
+    record(lines, environment(), path)
+    return any(line.ok is False for line in lines)
 
 
 def show(lines: Sequence[Line]) -> None:

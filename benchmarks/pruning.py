@@ -16,12 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lines import Line, record, show
+from lines import Line, conclude
 from pruning_accuracy import accuracy_lines
 from pruning_plans import family_lines, plan_time_lines, sensitivity_lines
 from pruning_speed import latency_lines, speed_lines
-
-from compress.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "pruning.json"
@@ -39,12 +37,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="compress-bench-") as folder:
             lines += measure(part, chosen, Path(folder))
         print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    show(lines)
-    if chosen.quick:
-        print("a quick run: these figures mean nothing, and nothing was recorded")
-        return
-    record(lines, environment(), RECORD)
-    sys.exit(any(line.ok is False for line in lines))
+    sys.exit(conclude(lines, None if chosen.quick else RECORD))
 
 
 def options() -> argparse.Namespace:

@@ -18,13 +18,11 @@ import time
 from pathlib import Path
 
 import quantization_accuracy as accuracy
-from lines import Line, record, show
+from lines import Line, conclude
 from quantization_files import NETS
 from quantization_latency import latency_lines
 from quantization_peers import openvino_lines
 from quantization_step import step_lines
-
-from compress.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "quantization.json"
@@ -42,12 +40,7 @@ def main() -> None:
             began = time.perf_counter()
             lines += measure(part, chosen, Path(folder))
             print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    show(lines)
-    if chosen.quick:
-        print("a quick run: these figures mean nothing, and nothing was recorded")
-        return
-    record(lines, environment(), RECORD)
-    sys.exit(any(line.ok is False for line in lines))
+    sys.exit(conclude(lines, None if chosen.quick else RECORD))
 
 
 def options() -> argparse.Namespace:
