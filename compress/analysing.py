@@ -12,6 +12,7 @@ from compress.pipeline import Pipeline
 from compress.pruning.sensitivity_picture import drawn
 from compress.pruning.sensitivity_table import Row, Table, summary
 from compress.runner import locked, make_folder, pick_device
+from compress.sources import load
 from compress.stages import Env, Sensitivity
 
 
@@ -37,10 +38,11 @@ def analyse(
     chosen = pick_device(device)
     make_folder(out)
     with locked(out):
-        data = pipeline.data(pipeline.seed)
+        images = load(pipeline)
+        data = images.data
         for warning in data.warnings:
             emit({"event": "warning", "text": warning})
-        maker = Maker(pipeline, data, out, chosen, emit, [None] * len(pipeline.stages), plugins)
+        maker = Maker(pipeline, images, out, chosen, emit, [None] * len(pipeline.stages), plugins)
         stage = next((each for each in pipeline.stages if isinstance(each, Sensitivity)), Sensitivity())
         env = Env(data, (), chosen, pipeline.seed, Sensitivity.name, emit)
         analysis = stage.analysis(baseline(maker), env)
@@ -54,7 +56,8 @@ def analyse(
 def baseline(maker: Maker) -> Net:
     """The pipeline's baseline, made or taken over."""
     make = partial(maker.alone, maker.pipeline.student, maker.pipeline.baseline.training)
-    return maker.finished_or("baseline", maker.folders()["baseline"], make, maker.baseline_key, None).net
+    env = maker.env("baseline", maker.baseline_key)
+    return maker.finished_or(maker.folders()["baseline"], make, maker.baseline_key, env).net
 
 
 def _warn(emit: Listener, text: str) -> None:

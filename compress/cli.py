@@ -161,6 +161,27 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="The page; default compare.html here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare runs and their teachers' students: one table, one page with the Pareto front."""
+    from compress.comparing import PAGE, compare_runs, show, write_page
+    from compress.report.comparison_page import as_json as in_json
+
+    found = compare_runs(folders)
+    write_page(found, out or PAGE)
+    if as_json:
+        typer.echo(in_json(found))
+    else:
+        show(found)
+    typer.echo(f"page: {out or PAGE}", err=as_json)
+
+
+@app.command()
 def benchmark(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,

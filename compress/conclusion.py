@@ -1,12 +1,13 @@
 """What a run came to: every net proven on its file, all files timed together, judged, and put into the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from compress.corrupting import Subject, under_corruption
 from compress.data import Data
 from compress.environment import cpu_flags, environment, has_vnni
 from compress.errors import ExportError
@@ -18,8 +19,10 @@ from compress.measure.structure import NOT_JUDGED
 from compress.net import Net, build
 from compress.pipeline import Pipeline
 from compress.proof import Proof, Prover, require_agreement
-from compress.report import Curve, Layer, Report
+from compress.report import Curve, Layer, Report, UnderCorruption
 from compress.row import Latency, Row
+from compress.sources import Sources
+from compress.stages import Distill
 from compress.verdict import at_chance, judge_budget, judge_run
 
 MISSED = 5  # the exit code for a budget that was not kept
@@ -40,7 +43,7 @@ class Conclusion:
     """Turns the nets of a run into its report. `judged` is off for smoke runs, whose accuracy means nothing."""
 
     pipeline: Pipeline
-    data: Data
+    sources: Sources
     out: Path
     prover: Prover
     tell: Listener
@@ -48,6 +51,15 @@ class Conclusion:
     command: str
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def data(self) -> Data:
+        """The student's images."""
+        return self.sources.data
+
+    def data_of(self, i: int) -> Data:
+        """The images of the i-th net of the trail, the teachers being the first."""
+        return self.sources.of_teacher(i) if i < len(self.sources.views) else self.data
 
     def draw(self, trail: Sequence[Finished]) -> Outcome:
         """Prove, time, judge; nothing is written but models, predictions and test images."""
@@ -67,6 +79,7 @@ class Conclusion:
         self.remark(trail, (*files.values(), *variants.values()), rows, trained)
         if self.data.embedded:
             self.prover.write_test_images()
+        robustness = self.robustness(trail, names, files)
         report = Report(
             name=self.pipeline.name,
             verdict=verdict,
@@ -74,11 +87,12 @@ class Conclusion:
             rows=tuple(rows),
             alternatives=tuple(beside),
             baseline="baseline",
-            teacher="teacher" if self.pipeline.teacher else None,
+            teacher=best_teacher(rows[: len(self.pipeline.teacher)]),
             environment=self.environment(),
             data=self.about_data(),
             layers=changed_layers(trail[-1].net),
             curves=tuple(Curve(n, result.curve) for n, result in zip(names, trail, strict=True) if result.curve),
+            robustness=robustness,
             warnings=tuple(self.warnings),
             notes=tuple(self.notes),
             pipeline_yaml=self.pipeline.as_yaml(),
@@ -90,10 +104,12 @@ class Conclusion:
     def prove(self, trail: Sequence[Finished], names: Sequence[str]) -> tuple[dict[str, Proof], dict[str, Proof]]:
         """Files and figures of all nets, and of the variants beside them, by name."""
         files, variants = {}, {}
-        for name, result in zip(names, trail, strict=True):
+        for i, (name, result) in enumerate(zip(names, trail, strict=True)):
             self.tell({"event": "exporting", "net": name})
             path = f"models/{name}.{_ending(result.net)}"
-            files[name] = self.prover.prove(result.net, name, path, result.folder, result.key)
+            own = self.data_of(i)
+            prover = self.prover if own is self.data else self.prover.seeing(own)
+            files[name] = prover.prove(result.net, name, path, result.folder, result.key)
             for variant, net in result.beside.items():
                 long = f"{name}-{variant}"
                 path = f"models/alternatives/{long}.{_ending(net)}"
@@ -111,6 +127,18 @@ class Conclusion:
             rounds=settings.rounds,
         )
         return {name: latency for name, (latency, _) in found.items()}
+
+    def robustness(
+        self, trail: Sequence[Finished], names: Sequence[str], files: Mapping[str, Proof]
+    ) -> tuple[UnderCorruption, ...]:
+        """The accuracy of every net's file on corrupted test images, where the pipeline asks for it."""
+        if self.pipeline.robustness is None:
+            return ()
+        subjects = [
+            Subject(name, files[name], self.data_of(i), result.folder)
+            for i, (name, result) in enumerate(zip(names, trail, strict=True))
+        ]
+        return under_corruption(self.pipeline.robustness, subjects, self.prover, self.pipeline.seed, self.tell)
 
     def row(self, name: str, result: Finished, proof: Proof, latency: Latency, seconds: float) -> Row:
         """The line of a net in the report."""
@@ -155,12 +183,10 @@ class Conclusion:
         for text in dict.fromkeys(warning for proof in proofs for warning in proof.warnings):
             self.warn(text)
         by_name = {row.net: row for row in rows}
-        teacher, baseline = by_name.get("teacher"), by_name["baseline"]
-        if trained and teacher and teacher.top1_onnx <= baseline.top1_onnx:
-            self.warn(
-                f"the teacher ({teacher.top1_onnx:.1f} %) is no better than the baseline "
-                f"({baseline.top1_onnx:.1f} %), so there is little to learn from it"
-            )
+        baseline = by_name["baseline"]
+        if trained:
+            for text in lessons(rows[: len(self.pipeline.teacher)], baseline, self.distilled(rows)):
+                self.warn(text)
         if trained and at_chance(rows[-1], self.data.classes):
             self.warn(
                 f"{rows[-1].net} is no better than guessing, {rows[-1].top1_onnx:.1f} % right with "
@@ -173,6 +199,12 @@ class Conclusion:
                 "this CPU has no VNNI or dot-product instructions: int8 is slow here and products may saturate, so "
                 "measure accuracy and latency again on the device"
             )
+
+    def distilled(self, rows: Sequence[Row]) -> Row | None:
+        """The row of the first distill stage, None where there is none."""
+        stages = rows[len(rows) - len(self.pipeline.stages) :]
+        found = zip(self.pipeline.stages, stages, strict=True)
+        return next((row for stage, row in found if isinstance(stage, Distill)), None)
 
     def remark_slowness(self, rows: Sequence[Row]) -> None:
         """Say of each int8 file that is not faster than the float one before it, and why that may be."""
@@ -194,8 +226,8 @@ class Conclusion:
         self.tell({"event": "warning", "text": text})
 
     def has_weights(self) -> bool:
-        teacher = self.pipeline.teacher
-        return self.pipeline.student.weights is not None or bool(teacher and teacher.model.weights)
+        models = [self.pipeline.student, *(teacher.model for teacher in self.pipeline.teacher)]
+        return any(model.weights is not None for model in models)
 
     def environment(self) -> dict[str, Any]:
         """The machine, the versions, and what tells this run from others."""
@@ -230,6 +262,36 @@ def unique_names(trail: Sequence[Finished]) -> list[str]:
         count = 1 + sum(earlier.stage == result.stage for earlier in trail[:i])
         names.append(result.stage if count == 1 else f"{result.stage}-{count}")
     return names
+
+
+def best_teacher(rows: Sequence[Row]) -> str | None:
+    """The name of the most accurate teacher, the first of equals; None without teachers."""
+    return max(rows, key=lambda row: row.top1_onnx).net if rows else None
+
+
+def lessons(teachers: Sequence[Row], baseline: Row, distilled: Row | None) -> Iterator[str]:
+    """What the figures say of the teachers: too weak to help, or too far above the student to be followed.
+
+    A difference counts where the two 95 % intervals do not overlap. A wide gap is bridged by a teacher of a size
+    between the two (Mirzadeh et al. 2020, arXiv:1902.03393, sec. 3).
+    """
+    for teacher in teachers:
+        if teacher.top1_onnx <= baseline.top1_onnx:
+            yield (
+                f"the {teacher.net} ({teacher.top1_onnx:.1f} %) is no better than the baseline "
+                f"({baseline.top1_onnx:.1f} %), so there is little to learn from it"
+            )
+    if not teachers or distilled is None:
+        return
+    best = max(teachers, key=lambda row: row.top1_onnx)
+    if best.top1_low > baseline.top1_high and distilled.top1_onnx <= baseline.top1_onnx:
+        yield (
+            f"the {best.net} is {best.top1_onnx - baseline.top1_onnx:.1f} points better than the baseline, and yet the "
+            f"distilled net ({distilled.top1_onnx:.1f} %) is no better than without it "
+            f"({baseline.top1_onnx:.1f} %): the gap may be too wide for a student of "
+            f"{best.params / distilled.params:.0f} times fewer parameters. Try a teacher of a size between the two, a "
+            "loss that asks for less than the exact outputs (dist, or kd at another temperature), or more epochs"
+        )
 
 
 def changed_layers(net: Net) -> tuple[Layer, ...]:

@@ -23,7 +23,10 @@ from compress.net import Net, build, probe
 from compress.pipeline import Model, Pipeline
 from compress.preflight import spec_of
 from compress.recipe import Training
+from compress.sources import Sources
 from compress.stages import Distill, Ending, Env, Stage, Train
+from compress.stages.base import losses_of
+from compress.stages.soft_labels import SoftLabels
 from compress.weights import content_files, is_file, load_weights
 
 
@@ -40,7 +43,7 @@ class Maker:
     """
 
     pipeline: Pipeline
-    data: Data
+    sources: Sources
     out: Path
     device: torch.device
     tell: Listener
@@ -50,12 +53,16 @@ class Maker:
 
     def __post_init__(self) -> None:
         pipeline = self.pipeline
+        self.data = self.sources.data
         code = [file.read_text() for file in self.plugins]
         root = fingerprint(__version__, torch.__version__, self.data.fingerprint, pipeline.seed, code)
-        self.teacher_key = ""
-        if pipeline.teacher is not None:
-            training = _dump(pipeline.teacher.training)
-            self.teacher_key = fingerprint(root, "teacher", model_key(pipeline.teacher.model), training)
+        self.teacher_keys = []
+        for i, (teacher, view) in enumerate(zip(pipeline.teacher, self.sources.views, strict=True)):
+            made_of: list[Any] = [root, "teacher", model_key(teacher.model), _dump(teacher.training)]
+            # Two teachers may differ by nothing but chance; what the first one is made of stays as it was.
+            made_of += [i] if i else []
+            made_of += [view.fingerprint] if view else []
+            self.teacher_keys.append(fingerprint(*made_of))
         self.start_key = fingerprint(root, "student", model_key(pipeline.student))
         self.baseline_key = fingerprint(self.start_key, "baseline", _dump(pipeline.baseline.training))
 
@@ -68,14 +75,21 @@ class Maker:
         """One key a stage."""
         key, found = self.start_key if self.distills_first else self.baseline_key, []
         for stage in self.pipeline.stages:
-            taught = any(loss.needs_teacher for loss in stage.losses or ())
-            key = fingerprint(key, as_named(stage), self.teacher_key if taught else None)
+            taught = any(loss.needs_teacher for loss in losses_of(stage))
+            key = fingerprint(key, as_named(stage), self.lesson_key() if taught else None)
             found.append(key)
         return found
 
+    def lesson_key(self) -> Any:
+        """What a taught stage depends on: its teachers, and whether they see the images augmented."""
+        apart = [teacher.view is not None and not teacher.view.augmented for teacher in self.pipeline.teacher]
+        if len(self.teacher_keys) == 1 and not any(apart):
+            return self.teacher_keys[0]
+        return [*self.teacher_keys, apart]
+
     def folders(self) -> dict[str, Path]:
         """The folder of every net of this run, by `teacher`, `baseline` and `<n>-<stage>`, in order."""
-        keys = {"teacher": self.teacher_key} if self.pipeline.teacher else {}
+        keys = dict(zip(self.pipeline.teacher_names, self.teacher_keys, strict=True))
         keys["baseline"] = self.baseline_key
         for i, (stage, key) in enumerate(zip(self.pipeline.stages, self.keys(), strict=True)):
             keys[f"{i}-{stage.name}"] = key
@@ -91,8 +105,9 @@ class Maker:
             names = [x.split("-", 1)[-1] for x in folders]
             raise ConfigError(f"--from {start_from}: no such stage in this pipeline.{near(start_from, names)}")
         later = [*folders][[*folders].index(label) :]
-        if label == "teacher":
-            later.remove("baseline")  # which never saw the teacher
+        if label in self.pipeline.teacher_names:
+            # No teacher saw another, and the baseline saw none.
+            later = [x for x in later if x == label or x not in (*self.pipeline.teacher_names, "baseline")]
         elif label == "baseline" and self.distills_first:
             later = [label]
         for gone in later:
@@ -103,56 +118,70 @@ class Maker:
         return all(folder.is_dir() for folder in self.folders().values())
 
     def trail(self) -> list[Finished]:
-        """The teacher if there is one, the baseline, and one net a stage."""
+        """The teachers if there are any, the baseline, and one net a stage."""
         pipeline, folders = self.pipeline, self.folders()
-        made, teacher = [], None
-        if pipeline.teacher is not None:
-            make = partial(self.alone, pipeline.teacher.model, pipeline.teacher.training)
-            teacher = self.finished_or("teacher", folders["teacher"], make, self.teacher_key, None)
-            made.append(teacher)
+        made = []
+        for i, (name, teacher) in enumerate(zip(pipeline.teacher_names, pipeline.teacher, strict=True)):
+            env = self.env("teacher", self.teacher_keys[i], data=self.sources.of_teacher(i))
+            make = partial(self.alone, teacher.model, teacher.training)
+            made.append(self.finished_or(folders[name], make, self.teacher_keys[i], env))
+        teachers = tuple(result.net for result in made)
+        env = self.env("baseline", self.baseline_key)
         make = partial(self.alone, pipeline.student, pipeline.baseline.training)
-        made.append(self.finished_or("baseline", folders["baseline"], make, self.baseline_key, None))
+        made.append(self.finished_or(folders["baseline"], make, self.baseline_key, env))
         before = None if self.distills_first else made[-1].net
         for i, (stage, key) in enumerate(zip(pipeline.stages, self.keys(), strict=True)):
+            env = self.env(
+                stage.name,
+                key,
+                teachers=teachers,
+                teacher_keys=tuple(self.teacher_keys),
+                views=self.sources.views,
+                augmented=tuple(t.view is None or t.view.augmented for t in pipeline.teacher),
+                ending=self.endings[i],
+                soft_labels=self.soft_labels(i),
+            )
             make = partial(self.staged, stage, before)
-            folder = folders[f"{i}-{stage.name}"]
-            made.append(self.finished_or(stage.name, folder, make, key, teacher, self.endings[i]))
+            made.append(self.finished_or(folders[f"{i}-{stage.name}"], make, key, env))
             before = made[-1].net
         return made
+
+    def soft_labels(self, i: int) -> SoftLabels:
+        """Where a stage's soft labels come from unless it says so: as in the last distill stage before it."""
+        earlier = [stage.soft_labels for stage in self.pipeline.stages[:i] if isinstance(stage, Distill)]
+        return replace(earlier[-1], asked=False) if earlier else SoftLabels()
+
+    def env(self, stage: str, key: str, **more: Any) -> Env:
+        """What a stage may use, as far as it does not depend on where its result is kept."""
+        given: dict[str, Any] = {"data": self.data, "teachers": (), "out": self.out} | more
+        return Env(device=self.device, seed=int(key, 16) % 2**31, stage=stage, **given)
 
     def staged(self, stage: Stage, before: Net | None, env: Env) -> Net:
         """What a stage makes of the net before it, or of the student as given."""
         if before is None:
             # The baseline is built from the same weights and has said what there is to say of them.
-            before = self.fresh(self.pipeline.student, lambda _: None)
+            before = self.fresh(self.pipeline.student, lambda _: None, self.data)
         return stage(before, env)
 
     def alone(self, model: Model, training: Training | None, env: Env) -> Net:
         """The teacher or the baseline: trained without a teacher, or left as its weights are."""
-        net = self.fresh(model, env.warn)
+        net = self.fresh(model, env.warn, env.data)
         if training is None:
             return replace(net, module=net.module.eval())
         return Train(training=training)(net, env)
 
-    def fresh(self, model: Model, warn: Callable[[str], None]) -> Net:
+    def fresh(self, model: Model, warn: Callable[[str], None], data: Data) -> Net:
         """A model's net as given: built from the seed, its weights loaded if it has any."""
-        net = build(spec_of(model, self.data), self.pipeline.seed)
+        net = build(spec_of(model, data), self.pipeline.seed)
         probe(net)
         if model.weights is not None:
             for remark in load_weights(net.module, model.architecture.name, model.weights, keep_head=model.keep_head):
                 warn(remark)
         return net
 
-    def finished_or(
-        self,
-        stage: str,
-        folder: Path,
-        make: Callable[[Env], Net],
-        key: str,
-        teacher: Finished | None,
-        ending: Ending | None = None,
-    ) -> Finished:
+    def finished_or(self, folder: Path, make: Callable[[Env], Net], key: str, env: Env) -> Finished:
         """The kept result of a stage, or a new one, kept."""
+        stage = env.stage
         try:
             result = kept.load(folder)
         except ArtifactError as error:
@@ -165,7 +194,7 @@ class Maker:
         self.tell({"event": "stage", "stage": stage, "folder": folder.name, "time": time.time()})
         unfinished = kept.start(folder)
         try:
-            result = self.made(stage, folder, unfinished, make, key, teacher, ending)
+            result = self.made(folder, unfinished, make, key, env)
             kept.finish(unfinished, result)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -173,16 +202,7 @@ class Maker:
         self.tell({"event": "stage finished", "stage": stage, "seconds": result.seconds, "time": time.time()})
         return result
 
-    def made(
-        self,
-        stage: str,
-        folder: Path,
-        unfinished: Path,
-        make: Callable[[Env], Net],
-        key: str,
-        teacher: Finished | None,
-        ending: Ending | None,
-    ) -> Finished:
+    def made(self, folder: Path, unfinished: Path, make: Callable[[Env], Net], key: str, env: Env) -> Finished:
         """Run a stage, its curve written to `unfinished` epoch by epoch."""
         notes: list[str] = []
         warnings: list[str] = []
@@ -195,23 +215,12 @@ class Maker:
                 with curve.open("a") as file:
                     file.write(json.dumps({k: v for k, v in event.items() if k != "event"}) + "\n")
 
-        env = Env(
-            data=self.data,
-            teachers=(teacher.net,) if teacher is not None else (),
-            device=self.device,
-            seed=int(key, 16) % 2**31,
-            stage=stage,
-            emit=listen,
-            note=notes.append,
-            warn=warnings.append,
-            beside=beside.__setitem__,
-            out=self.out,
-            ending=ending,
-        )
+        env = replace(env, emit=listen, note=notes.append, warn=warnings.append, beside=beside.__setitem__)
         began = time.perf_counter()
         net = make(env)
         seconds = time.perf_counter() - began
-        return Finished(stage, key, folder, net, seconds, beside, tuple(notes), tuple(warnings), kept.read_curve(curve))
+        curve_kept = kept.read_curve(curve)
+        return Finished(env.stage, key, folder, net, seconds, beside, tuple(notes), tuple(warnings), curve_kept)
 
 
 def model_key(model: Model) -> str:

@@ -3,26 +3,38 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from compress.config import Config, OneOf, as_named, described, fingerprint, no_such_key, relocated
 from compress.data import DATASETS, Dataset
+from compress.data.unlabelled import Unlabelled
 from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export
 from compress.export.targets import TARGETS
 from compress.losses import CrossEntropy, Loss
+from compress.measure.robustness import Robustness
 from compress.models import MODELS, Architecture
 from compress.recipe import Training
 from compress.stages import STAGES, Distill, Quantize, Stage
+from compress.stages.base import losses_of, trainings_of
+from compress.stages.distill import DEFAULT_LOSSES
 from compress.stages.targeting import against_itself, against_target, for_target
 from compress.weights import PublishedPreprocessing, is_file, preprocessing, published
 from compress.yamlfile import apply_override, parse_yaml
 
 OUTSIDE = ("weights", "keep_head")
+NEWER = ("unlabelled", "robustness")
 
 
 class Model(Config):
@@ -79,16 +91,47 @@ class _AsModel:
         )
 
 
+class View(Config):
+    """How a teacher sees the images, where not as the student does: the keys of `data` that are another for it.
+
+    Both see the same part of an image, moved and mirrored alike; with `augmented: false` the teacher sees it whole.
+    """
+
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    channels: Literal[1, 3] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: Literal["squash", "crop", "letterbox"] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    augmented: bool = True
+
+    def of(self, data: Dataset) -> Dataset:
+        """The data set as this view has it; mean and std are its own unless given, where colours or sizes differ."""
+        given = self.model_dump(exclude={"augmented"}, exclude_none=True)
+        current: Any = data
+        if current.channels != given.get("channels", current.channels):
+            given = {"mean": None, "std": None} | given
+        return type(current).model_validate(current.model_dump() | given)  # type: ignore[no-any-return]
+
+
 class Teacher(Config):
     """The net that teaches: trained first, or loaded. Left untrained where it has weights and no `training`.
 
     A file may give the model's name alone, and `weights` and `keep_head` beside `model` or among the model's own keys.
+    `view` is how it sees the images, where that is not as the student does.
     """
 
     also: ClassVar[tuple[str, ...]] = OUTSIDE
 
     model: Annotated[Model, _AsModel()]
     training: Training | None = None
+    view: View | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_view(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the view where there is none: what is written down is older than it."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key != "view" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +152,36 @@ class Teacher(Config):
                     raise ValueError(f"{twice} stands beside the model and among its keys; give it once")
                 rest["model"] = {name: (fields or {}) | outside}
         return rest
+
+
+class _Teachers:
+    """One teacher or a list of them in a file, always a tuple here."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(self.written)
+        )
+
+    @staticmethod
+    def parse(raw: Any) -> tuple[Teacher, ...]:
+        if raw is None or isinstance(raw, tuple):
+            return raw or ()
+        if not isinstance(raw, list):
+            return (Teacher.model_validate(raw),)
+        found, problems = [], []
+        for i, each in enumerate(raw):
+            try:
+                found.append(Teacher.model_validate(each))
+            except ValidationError as error:
+                problems += relocated(error, (str(i),))
+        if problems:
+            raise ValidationError.from_exception_data("teacher", problems)
+        return tuple(found)
+
+    @staticmethod
+    def written(teachers: tuple[Teacher, ...]) -> Any:
+        written = [teacher.model_dump(mode="json") for teacher in teachers]
+        return None if not written else written[0] if len(written) == 1 else written
 
 
 class Baseline(Config):
@@ -141,17 +214,30 @@ class Pipeline(Config):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Annotated[Dataset, OneOf(DATASETS)]
-    teacher: Teacher | None = None
+    unlabelled: Unlabelled | None = None
+    teacher: Annotated[tuple[Teacher, ...], _Teachers()] = ()
     student: Annotated[Model, _AsModel()]
     baseline: Baseline = Baseline()
     stages: tuple[Annotated[Stage, OneOf(STAGES)], ...]
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
+    robustness: Robustness | None = None
     budget: Budget = Budget()
 
     def as_yaml(self) -> str:
         """The file that means this pipeline, nothing left out."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without keys that are newer than published results, where nothing is given for them."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key not in NEWER or value is not None}
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """What the teachers are called: `teacher`, or `teacher`, `teacher-2` and so on."""
+        return tuple("teacher" if i == 0 else f"teacher-{i + 1}" for i in range(len(self.teacher)))
 
     @property
     def key(self) -> str:
@@ -209,23 +295,33 @@ def resolved(pipeline: Pipeline) -> Pipeline:
     update: dict[str, Any] = {}
     if pipeline.baseline.training is None and pipeline.student.weights is None:
         update["baseline"] = Baseline(training=baseline_training(pipeline))
-    if pipeline.teacher and pipeline.teacher.training is None and pipeline.teacher.model.weights is None:
-        update["teacher"] = pipeline.teacher.model_copy(update={"training": Training()})
+    update["teacher"] = tuple(
+        t.model_copy(update={"training": Training()}) if t.training is None and t.model.weights is None else t
+        for t in pipeline.teacher
+    )
     update["data"] = _with_preprocessing(pipeline)
     return pipeline.model_copy(update=update)
 
 
 def default_losses(pipeline: Pipeline) -> tuple[Loss, ...]:
     """What a stage learns from unless it says so: the distill stage's losses with a teacher, else the labels."""
-    if pipeline.teacher is None:
+    if not pipeline.teacher:
         return (CrossEntropy(),)
     distill = [stage for stage in pipeline.stages if isinstance(stage, Distill)]
-    return distill[-1].losses if distill else Distill().losses
+    losses = distill[-1].all_losses if distill else DEFAULT_LOSSES
+    # A cut or rounded net has other layers, and weights that change from epoch to epoch belong to their own training.
+    plain = [loss for loss in losses if _plain(loss)]
+    return tuple(plain) if any(loss.needs_teacher for loss in plain) else DEFAULT_LOSSES
+
+
+def _plain(loss: Loss) -> bool:
+    """Whether a loss looks at logits alone, has nothing of its own to train, and always weighs the same."""
+    return not getattr(loss, "layers", ()) and not hasattr(loss, "build") and isinstance(loss.weight, int | float)
 
 
 def baseline_training(pipeline: Pipeline) -> Training:
     """The distill stage's schedule, stretched over the epochs of all stages together."""
-    epochs = sum(stage.training.epochs for stage in pipeline.stages)
+    epochs = sum(training.epochs for stage in pipeline.stages for training in trainings_of(stage))
     schedule = next((s.training for s in pipeline.stages if isinstance(s, Distill)), Training())
     stretch = epochs / schedule.epochs if schedule.epochs else 1
     milestones = tuple(max(1, round(m * stretch)) for m in schedule.milestones)
@@ -234,7 +330,7 @@ def baseline_training(pipeline: Pipeline) -> Training:
 
 def _with_preprocessing(pipeline: Pipeline) -> Dataset:
     """The data set with the preprocessing that published weights bring along, where the file gives none."""
-    models = [pipeline.student, *([pipeline.teacher.model] if pipeline.teacher else [])]
+    models = [pipeline.student, *(teacher.model for teacher in pipeline.teacher if teacher.view is None)]
     try:
         found = next((model.preprocessing for model in models if model.preprocessing), None)
     except ModelError:
@@ -259,8 +355,8 @@ def contradictions(pipeline: Pipeline) -> Iterator[str]:
         where = f"stages.{i}.{stage.name}"
         if stage.losses == ():
             yield f"{where}.losses: should name at least one loss, such as `- kd`"
-        for loss in stage.losses or ():
-            if loss.needs_teacher and pipeline.teacher is None:
+        for loss in losses_of(stage):
+            if loss.needs_teacher and not pipeline.teacher:
                 yield f"{where}.losses: {loss.name} needs a teacher; add `teacher: {{model: resnet50}}`"
         if quantized:
             what = "quantized twice" if isinstance(stage, Quantize) else f"{stage.name} after quantize"
@@ -271,7 +367,9 @@ def contradictions(pipeline: Pipeline) -> Iterator[str]:
     if target.batch is not None and pipeline.benchmark.batch != target.batch:
         one = f"files for target {target.name} take {target.batch} image at a time"
         yield f"benchmark.batch: {one}, not {pipeline.benchmark.batch}"
-    models = {"student": pipeline.student} | ({"teacher.model": pipeline.teacher.model} if pipeline.teacher else {})
+    models = {"student": pipeline.student}
+    for i, teacher in enumerate(pipeline.teacher):
+        models["teacher.model" if len(pipeline.teacher) == 1 else f"teacher.{i}.model"] = teacher.model
     for role, model in models.items():
         if model.weights is not None and not is_file(model.weights):
             try:

@@ -1,7 +1,7 @@
 """What a run would do and cost, without training: `compress show`."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,10 @@ from compress.pipeline import Pipeline
 from compress.preflight import stand_in
 from compress.recipe import Training
 from compress.smoke import made_up, without_fetching
-from compress.stages import Env, untrained
+from compress.sources import Sources
+from compress.stages import Distill, Env, untrained
+from compress.stages.base import losses_of, trainings_of
+from compress.stages.soft_labels import SoftLabels
 from compress.train import batch_size_for
 
 IMAGES = 16
@@ -61,28 +64,34 @@ def plan(pipeline: Pipeline) -> Plan:
 
     Raises what a run would for data that are broken and nets that cannot be built; missing data are stood in for.
     """
-    data, images, remarks = look_at_data(pipeline)
+    sources, images, remarks = look_at_data(pipeline)
+    data = sources.data
     few = data.smaller(IMAGES)
-    teacher = stand_in(pipeline.teacher.model, data, pipeline.seed) if pipeline.teacher else None
     student = stand_in(pipeline.student, data, pipeline.seed)
-    lesson = forward_seconds(teacher) if teacher else 0.0
-    steps = []
-    if teacher and pipeline.teacher:
-        steps.append(step("teacher", teacher, pipeline.teacher.training, images, lesson, 0.0))
+    steps, lesson = [], 0.0
+    for i, (name, given) in enumerate(zip(pipeline.teacher_names, pipeline.teacher, strict=True)):
+        teacher = stand_in(given.model, sources.of_teacher(i), pipeline.seed)
+        took = forward_seconds(teacher)
+        lesson += took
+        steps.append(alone(name, teacher, given.training, images, took))
     own = forward_seconds(student)
-    steps.append(step("baseline", student, pipeline.baseline.training, images, own, 0.0))
-    net = student
+    steps.append(alone("baseline", student, pipeline.baseline.training, images, own))
+    net, soft = student, SoftLabels()
     for stage in pipeline.stages:
-        taught = any(loss.needs_teacher for loss in stage.losses or ())
+        soft = stage.soft_labels if isinstance(stage, Distill) else replace(soft, asked=False)
         env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
         net = untrained(stage)(net, env)
-        steps.append(step(stage.name, net, stage.training, images, forward_seconds(net), lesson if taught else 0.0))
+        epochs = sum(training.epochs for training in trainings_of(stage))
+        if said := soft.describe(losses_of(stage), stage.training, data):
+            remarks.append(f"{stage.name}: {said}")
+        asked = soft.asked_per_image(losses_of(stage), stage.training, data)
+        steps.append(step(stage.name, net, stage.training, epochs, images, forward_seconds(net), asked * lesson))
     # Weights are kept in float32 beside each file.
     disk = sum(4 * s.params + s.bytes for s in steps) + REPORT_BYTES
     return Plan(pipeline.name, describe(pipeline, data, images), tuple(steps), disk, tuple(remarks))
 
 
-def look_at_data(pipeline: Pipeline) -> tuple[Data, int | None, list[str]]:
+def look_at_data(pipeline: Pipeline) -> tuple[Sources, int | None, list[str]]:
     """The data or a stand-in, the number of training images if known, and what was assumed."""
     try:
         found = without_fetching(pipeline)
@@ -93,7 +102,7 @@ def look_at_data(pipeline: Pipeline) -> tuple[Data, int | None, list[str]]:
             images,
             [f"the data are missing ({error}); sizes below are for stand-ins"],
         )
-    return found, len(found.train), list(found.warnings)
+    return found, found.data.samples, list(found.data.warnings)
 
 
 def describe(pipeline: Pipeline, data: Data, images: int | None) -> str:
@@ -103,15 +112,21 @@ def describe(pipeline: Pipeline, data: Data, images: int | None) -> str:
     return f"{pipeline.data.name}: {count} training images of {size}, {data.classes} classes"
 
 
-def step(name: str, net: Net, training: Training | None, images: int | None, own: float, lesson: float) -> Step:
-    """A line of the plan; `own` and `lesson` are the seconds of its and its teacher's forward pass for one image."""
-    epochs = training.epochs if training else None
+def alone(name: str, net: Net, training: Training | None, images: int | None, own: float) -> Step:
+    """A line of the plan for a net that nobody teaches, or that is left as it is."""
+    if training is None:
+        return replace(step(name, net, Training(), 0, images, own, 0.0), epochs=None)
+    return step(name, net, training, training.epochs, images, own, 0.0)
+
+
+def step(name: str, net: Net, training: Training, epochs: int, images: int | None, own: float, lesson: float) -> Step:
+    """A line of the plan; for one image a forward pass takes `own` seconds, its teachers' take `lesson`."""
     seconds: float | None = 0.0
-    if training and training.epochs:
+    if epochs:
         seconds = None
         if images is not None:
             size = batch_size_for(images, training.batch_size)
-            seconds = training.epochs * (images // size) * size * (own * (1 + BACKWARD) + lesson)
+            seconds = epochs * (images // size) * size * own * (1 + BACKWARD) + images * lesson
     return Step(name, net.params, macs_of(net), net.params * (1 if net.int8 else 4), epochs, seconds)
 
 

@@ -6,32 +6,58 @@ from dataclasses import replace
 import torch
 
 from compress.data.base import Data
+from compress.errors import ConfigError
 from compress.net import Net, Spec, build, probe
+from compress.objective import Objective
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
-from compress.stages import Ending, Env, untrained
+from compress.sources import Sources
+from compress.stages import Distill, Ending, Env, Stage, untrained
 from compress.weights import load_weights
 
 IMAGES = 32
 
 
-def preflight(pipeline: Pipeline, data: Data, prover: Prover, endings: Sequence[Ending | None]) -> None:
+def preflight(pipeline: Pipeline, sources: Sources, prover: Prover, endings: Sequence[Ending | None]) -> None:
     """Build every net untrained, put the student through all stages without training, export and judge the graphs.
 
     `endings` tell each stage what the file of a net would cost, if there is time to measure. Raises what the real thing
     would: ModelError, ConfigError or ExportError.
     """
-    few = data.smaller(IMAGES)
-    teacher = ready(pipeline.teacher.model, data, pipeline.seed) if pipeline.teacher else None
-    net = ready(pipeline.student, data, pipeline.seed)
-    if teacher is not None:
-        prover.graph(teacher, "teacher")
+    few = sources.smaller(IMAGES)
+    teachers = [ready(t.model, sources.of_teacher(i), pipeline.seed) for i, t in enumerate(pipeline.teacher)]
+    net = ready(pipeline.student, few.data, pipeline.seed)
+    for i, (teacher, name) in enumerate(zip(teachers, pipeline.teacher_names, strict=True)):
+        prover.seeing(sources.of_teacher(i)).graph(teacher, name)
     prover.graph(net, "baseline")
-    for stage, ending in zip(pipeline.stages, endings, strict=True):
-        cpu = torch.device("cpu")
-        env = Env(data=few, teachers=(), device=cpu, seed=pipeline.seed, stage=stage.name, ending=ending)
+    for i, (stage, ending) in enumerate(zip(pipeline.stages, endings, strict=True)):
+        env = Env(
+            data=few.data,
+            teachers=tuple(teachers),
+            views=few.views,
+            device=torch.device("cpu"),
+            seed=pipeline.seed,
+            stage=stage.name,
+            ending=ending,
+        )
+        try:
+            rehearse_losses(stage, net, env)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{i}.{stage.name}: {error}") from error
         net = untrained(stage)(net, env)
     prover.graph(net, pipeline.stages[-1].name)
+
+
+def rehearse_losses(stage: Stage, net: Net, env: Env) -> None:
+    """See that a stage's losses find their layers and shapes in the net it is given; raises ConfigError.
+
+    Stages that change the net before they train are seen to when they do.
+    """
+    if not isinstance(stage, Distill):
+        return
+    for part in stage.parts:
+        Objective(net.module, env.data, part.losses, env.tutors(), env.device, blend=stage.blend)
+        stage.soft_labels.kept(part.losses, part.training, env.data)
 
 
 def ready(model: Model, data: Data, seed: int) -> Net:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,10 @@ class Prover:
 
     def __post_init__(self) -> None:
         self.exporter = Exporter(self.config, self.data.mean, self.data.std)
+
+    def seeing(self, data: Data) -> "Prover":
+        """The same for a net that sees the images otherwise, such as a teacher with a view of its own."""
+        return replace(self, data=data)
 
     def graph(self, net: Net, name: str) -> tuple[ModelProto, tuple[str, ...]]:
         """The ONNX form of a net, its structure judged, with warnings; raises ExportError where it does not hold."""

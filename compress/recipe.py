@@ -93,10 +93,15 @@ class Apart(NamedTuple):
 NONE_APART = Apart()
 
 
-def optimizer_for(module: nn.Module, training: Training, apart: Apart = NONE_APART) -> Optimizer:
-    """The optimiser over all parameters that want a gradient, those `apart` in a group of their own."""
+def optimizer_for(
+    module: nn.Module, training: Training, apart: Apart = NONE_APART, beside: Sequence[nn.Parameter] = ()
+) -> Optimizer:
+    """The optimiser over all parameters that want a gradient, those `apart` in a group of their own.
+
+    `beside` are trained along with the module's, such as the adapters of a loss.
+    """
     others = {id(p) for p in apart.parameters}
-    wanted = [p for p in module.parameters() if p.requires_grad and id(p) not in others]
+    wanted = [p for p in (*module.parameters(), *beside) if p.requires_grad and id(p) not in others]
     decay = DEFAULT_DECAY[training.optimizer] if training.weight_decay is None else training.weight_decay
     groups: list[dict[str, Any]] = [
         {"params": [p for p in wanted if p.dim() > 1], "weight_decay": decay},

@@ -20,6 +20,7 @@ from compress.preflight import preflight
 from compress.proof import Prover
 from compress.report import write
 from compress.smoke import few_images, for_smoke
+from compress.sources import load
 
 LOCK = ".lock"
 
@@ -49,22 +50,23 @@ def run(
         warnings: list[str] = []
         if smoke:
             pipeline = for_smoke(pipeline, warnings)
-        data = few_images(pipeline, warnings) if smoke else pipeline.data(pipeline.seed)
+        sources = few_images(pipeline, warnings) if smoke else load(pipeline)
+        data = sources.data
         warnings += data.warnings
         for warning in warnings:
             tell({"event": "warning", "text": warning})
         (out / "pipeline.yaml").write_text(pipeline.as_yaml(), encoding="utf-8")
         prover = Prover(out, data, pipeline.export, chosen, about(pipeline))
         endings = [None if smoke else each for each in endings_of(pipeline, data, prover)]
-        maker = Maker(pipeline, data, out, chosen, tell, endings, plugins, warnings)
+        maker = Maker(pipeline, sources, out, chosen, tell, endings, plugins, warnings)
         if start_from is not None:
             maker.forget(start_from)
         if not maker.all_there():
             tell({"event": "preflight"})
-            preflight(pipeline, data, prover, endings)
+            preflight(pipeline, sources, prover, endings)
         trail = maker.trail()
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
-        outcome = Conclusion(pipeline, data, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
+        outcome = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
         beside = TARGETS[pipeline.export.target].format
         remove_stale(out, outcome, data, (beside,) if beside else ())
         write(outcome.report, out)

@@ -7,7 +7,8 @@ from compress.data.cifar import Cifar10, Cifar100
 from compress.data.synthetic import Synthetic
 from compress.pipeline import Budget, Model, Pipeline
 from compress.recipe import Training
-from compress.stages.base import rehearsed
+from compress.sources import Sources, load, sources
+from compress.stages.base import rehearsed, retrained
 from compress.weights import is_file
 
 IMAGES, IMAGES_LARGE = 64, 32
@@ -18,7 +19,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
     """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; it tells `warnings`."""
-    stages = tuple(rehearsed(s).model_copy(update={"training": brief(s.training)}) for s in pipeline.stages)  # type: ignore[attr-defined]
+    stages = tuple(retrained(rehearsed(stage), brief) for stage in pipeline.stages)
     update: dict[str, Any] = {
         "stages": stages,
         "student": without_download(pipeline.student, warnings),
@@ -27,10 +28,12 @@ def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
     }
     if pipeline.baseline.training is not None:
         update["baseline"] = pipeline.baseline.model_copy(update={"training": brief(pipeline.baseline.training)})
-    if pipeline.teacher is not None:
-        training = pipeline.teacher.training and brief(pipeline.teacher.training)
-        model = without_download(pipeline.teacher.model, warnings)
-        update["teacher"] = pipeline.teacher.model_copy(update={"model": model, "training": training})
+    teachers = []
+    for teacher in pipeline.teacher:
+        training = teacher.training and brief(teacher.training)
+        model = without_download(teacher.model, warnings)
+        teachers.append(teacher.model_copy(update={"model": model, "training": training}))
+    update["teacher"] = tuple(teachers)
     warnings.append("this is a smoke run: a handful of images, one epoch a stage; its figures mean nothing")
     return pipeline.model_copy(update=update)
 
@@ -55,7 +58,7 @@ def without_download(model: Model, warnings: list[str]) -> Model:
     return model.model_copy(update={"weights": None})
 
 
-def few_images(pipeline: Pipeline, warnings: list[str]) -> Data:
+def few_images(pipeline: Pipeline, warnings: list[str]) -> Sources:
     """A handful of the pipeline's images, or made-up ones where they are missing."""
     given: Any = pipeline.data
     count = IMAGES if given.size < LARGE else IMAGES_LARGE
@@ -66,23 +69,26 @@ def few_images(pipeline: Pipeline, warnings: list[str]) -> Data:
     return made_up(pipeline, count)
 
 
-def without_fetching(pipeline: Pipeline) -> Data:
+def without_fetching(pipeline: Pipeline) -> Sources:
     """The pipeline's data; raises MissingData where they would have to be downloaded first, or are not there."""
     given = pipeline.data
     if isinstance(given, Cifar10 | Cifar100) and not given.on_disk():
         raise MissingData(f"{given.name} is not in {given.path} yet; a full run fetches it")
-    return given(pipeline.seed)
+    return load(pipeline)
 
 
-def made_up(pipeline: Pipeline, samples: int) -> Data:
+def made_up(pipeline: Pipeline, samples: int) -> Sources:
     """Images to stand in for data that are not there: as many classes and pixels, at most `samples` of them a split.
 
     Where the number of classes is not known, 10. Raises DataError where mean, std or class names do not fit.
     """
-    given: Any = pipeline.data
-    classes = CLASSES.get(given.name) or len(getattr(given, "class_names", None) or ()) or 10
-    taken_over = {key: getattr(given, key, None) for key in ("mean", "std", "class_names")}
-    made = Synthetic(
-        size=given.size, channels=given.channels, classes=classes, samples=max(classes, samples), **taken_over
-    )
-    return made(pipeline.seed).smaller(samples)
+
+    def images(dataset: Any) -> Data:
+        classes = CLASSES.get(dataset.name) or len(getattr(dataset, "class_names", None) or ()) or 10
+        taken_over = {key: getattr(dataset, key, None) for key in ("mean", "std", "class_names")}
+        made = Synthetic(
+            size=dataset.size, channels=dataset.channels, classes=classes, samples=max(classes, samples), **taken_over
+        )
+        return made(pipeline.seed).smaller(samples)
+
+    return sources(pipeline.model_copy(update={"unlabelled": None}), images)

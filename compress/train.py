@@ -5,18 +5,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.augment import augmented
+from compress.augment import draw
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
 from compress.edits.quantizers import activation_quantizers
 from compress.errors import ConfigError, DataError, TrainingError
 from compress.events import Listener, ignore
-from compress.losses.base import Batch, Loss, Outputs
+from compress.feed import feeds_of
+from compress.losses.base import UNLABELLED, Loss, Outputs
+from compress.objective import Blend, Objective, Sum, Tutor
 from compress.recipe import NONE_APART, Apart, Training, optimizer_for, schedule_for
 
 STEP_EVENT_EVERY_S = 0.5
@@ -37,7 +40,8 @@ def fit(
     training: Training,
     losses: Sequence[Loss],
     *,
-    teachers: Sequence[nn.Module] = (),
+    tutors: Sequence[Tutor] = (),
+    blend: Blend = "mean",
     device: torch.device,
     seed: int,
     progress: Progress,
@@ -46,13 +50,13 @@ def fit(
 ) -> None:
     """Train a net in place on the training split, minimising the sum of `losses`; it ends in evaluation mode.
 
-    `apart` are parameters with a rate of their own, such as learned scales.
+    `apart` are parameters with a rate of their own, such as learned scales; `blend` says how several teachers count.
 
     Order, augmentation and dropout follow from `seed` and the epoch alone, so on one machine with one number of
-    threads the CPU gives the same bits again. Teachers run in evaluation mode on the same augmented images. Emits an
-    `epoch` event after each epoch, with the accuracy on the validation split, and `step` events between. Nothing is
-    selected: the last epoch counts. Raises TrainingError when the loss is no longer finite, ConfigError for a `bn_l1`
-    where there is no batch-norm.
+    threads the CPU gives the same bits again. Teachers run in evaluation mode on the same augmented images, or have
+    their say looked up. Emits an `epoch` event after each epoch, with the accuracy on the validation split, and `step`
+    events between. Nothing is selected: the last epoch counts. Raises TrainingError when the loss is no longer finite,
+    ConfigError for a `bn_l1` where there is no batch-norm, and for losses that do not fit the nets.
     """
     if training.bn_l1 and not _gammas(module):
         raise ConfigError(
@@ -60,11 +64,14 @@ def fit(
             f"{type(module).__name__} has none (in a quantized net they are folded). Leave bn_l1 out of this stage."
         )
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for teacher in teachers:
-        teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    if training.epochs and len(data.train):
+    for tutor in tutors:
+        tutor.module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if training.epochs and data.samples:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            _Loop(module, data, training, losses, teachers, device, seed, progress, apart).run(after_epoch)
+            torch.manual_seed(seed)
+            objective = Objective(module, data, losses, tutors, device, training.label_smoothing, blend)
+            with objective.open():
+                _Loop(module, data, training, objective, device, seed, progress, apart).run(after_epoch)
     module.eval()
 
 
@@ -88,6 +95,36 @@ def accuracy(logits: Tensor, labels: np.ndarray) -> float:
     return 100 * float((logits.argmax(1).numpy() == labels).mean()) if len(labels) else 0.0
 
 
+class Sums:
+    """What an epoch comes to, added up on the device, which is not made to wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.total, self.hits, self.labelled = (torch.zeros((), device=device) for _ in range(3))
+        self.terms: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, found: Sum, labels: Tensor) -> None:
+        """Add a batch's losses and right answers."""
+        self.steps += 1
+        self.total = self.total + found.total.detach()
+        self.hits = self.hits + (found.logits.detach().argmax(1) == labels).sum()
+        self.labelled = self.labelled + (labels != UNLABELLED).sum()
+        for name, term in found.terms:
+            self.terms[name] = self.terms.get(name, 0) + term.detach()
+
+    def loss(self) -> float:
+        """The mean of the sum of the losses."""
+        return self.total.item() / self.steps
+
+    def losses(self) -> dict[str, float]:
+        """The mean of each loss by name, without its weight."""
+        return {name: term.item() / self.steps for name, term in self.terms.items()}
+
+    def accuracy(self) -> float:
+        """How much of what has a label was right, in per cent."""
+        return 100 * self.hits.item() / max(self.labelled.item(), 1)
+
+
 @dataclass
 class _Loop:
     """One training: what `fit` is given, and what changes while it runs."""
@@ -95,8 +132,7 @@ class _Loop:
     module: nn.Module
     data: Data
     training: Training
-    losses: Sequence[Loss]
-    teachers: Sequence[nn.Module]
+    objective: Objective
     device: torch.device
     seed: int
     progress: Progress
@@ -104,12 +140,14 @@ class _Loop:
 
     def run(self, after_epoch: Callable[[int], None] | None) -> None:
         """All epochs; the averaged weights, if there are any, take the net's place at the end."""
-        self.batch_size = batch_size_for(len(self.data.train), self.training.batch_size)
-        self.steps = len(self.data.train) // self.batch_size
-        self.optimizer = optimizer_for(self.module, self.training, self.apart)
+        self.batch_size = batch_size_for(self.data.samples, self.training.batch_size)
+        self.steps = self.data.samples // self.batch_size
+        self.optimizer = optimizer_for(self.module, self.training, self.apart, self.objective.parameters)
         self.schedule = schedule_for(self.optimizer, self.training, self.steps)
         self.average = copy.deepcopy(self.module).eval() if self.training.ema else None
         self.averaged = 0
+        self.labels = torch.from_numpy(self.data.labels).to(self.device)
+        self.feeds = feeds_of(self.data, [tutor.data for tutor in self.objective.tutors], self.device)
         began = time.perf_counter()
         with _dropout(self.module, self.training.dropout):
             for epoch in range(self.training.epochs):
@@ -127,96 +165,102 @@ class _Loop:
         random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
         torch.manual_seed(_mixed(self.seed, epoch) + 1)
         self.module.train()
-        order = torch.randperm(len(self.data.train), generator=random)[: self.steps * self.batch_size]
-        loss_sum, hits = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        order = torch.randperm(self.data.samples, generator=random)[: self.steps * self.batch_size]
+        sums = Sums(self.device)
         lr = self.optimizer.param_groups[0]["lr"]
-        for step, indices in enumerate(torch.split(order, self.batch_size)):
-            loss, correct = self.step(
-                indices, epoch, random, look=self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0
-            )
-            loss_sum, hits = loss_sum + loss, hits + correct
+        batches = torch.split(order, self.batch_size)
+        for step, (indices, *images) in enumerate(zip(batches, *(feed(batches) for feed in self.feeds), strict=True)):
+            look = self.device.type == "cpu" or step % CUDA_CHECK_EVERY == 0
+            self.step(sums, indices, images, epoch, random, look)
             if time.perf_counter() - said > STEP_EVENT_EVERY_S:
                 said = time.perf_counter()
-                self.tell("step", epoch, step + 1, start, began, lr, loss_sum, hits)
+                self.tell("step", epoch, step + 1, start, began, lr, sums)
         self.require_finite(f"in epoch {epoch + 1}")
         judged = self.average if self.average is not None else self.module
         val = predict(judged, self.data, self.data.val, self.device)
-        self.tell(
-            "epoch",
-            epoch,
-            self.steps,
-            start,
-            began,
-            lr,
-            loss_sum,
-            hits,
-            val_accuracy=accuracy(val, self.data.val.labels),
-        )
+        more: dict[str, Any] = {"val_accuracy": accuracy(val, self.data.val.labels)}
+        if len(self.objective.losses) > 1:
+            more["losses"] = sums.losses()
+        self.tell("epoch", epoch, self.steps, start, began, lr, sums, **more)
 
-    def step(self, indices: Tensor, epoch: int, random: torch.Generator, look: bool) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss and the number of right answers, both without gradient."""
-        rows = indices.numpy()
-        images = self.data.train.images[rows].to(self.device)
-        inputs = self.data.inputs(augmented(images, self.training.augment, self.data.mirror, random))
-        labels = torch.from_numpy(self.data.train.labels[rows]).to(self.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            with torch.no_grad():
-                taught = tuple(Outputs(teacher(inputs).float()) for teacher in self.teachers)
-            logits = self.module(inputs).float()
-        batch = Batch(Outputs(logits), taught, labels, indices, epoch, self.training.label_smoothing)
-        terms = [loss(batch) for loss in self.losses]
-        total = torch.stack(terms).sum()
-        if self.training.l1:
-            total = total + self.training.l1 * _l1(self.module)
-        if self.training.bn_l1:
-            total = total + self.training.bn_l1 * torch.cat(_gammas(self.module)).abs().sum()
+    def step(
+        self, sums: Sums, indices: Tensor, images: list[Tensor], epoch: int, random: torch.Generator, look: bool
+    ) -> None:
+        """One update; what it comes to is added to `sums`."""
+        training, objective = self.training, self.objective
+        inputs, taught = self.lesson(indices, images, random)
+        labels = self.labels[indices.to(self.device)]
+        found = objective(self.forward, inputs, taught, labels, indices, epoch)
+        total = found.total
+        if training.l1:
+            total = total + training.l1 * _l1(self.module)
+        if training.bn_l1:
+            total = total + training.bn_l1 * torch.cat(_gammas(self.module)).abs().sum()
         if look and not torch.isfinite(total):
-            raise TrainingError(self.blame(epoch, inputs, taught, logits, terms))
+            raise TrainingError(self.blame(epoch, inputs, taught, found))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if self.training.clip is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.training.clip)
+        if total.requires_grad:  # an epoch in which no loss has any weight moves nothing
+            total.backward()  # type: ignore[no-untyped-call]
+        if training.clip is not None:
+            nn.utils.clip_grad_norm_([*self.module.parameters(), *objective.parameters], training.clip)
         self.optimizer.step()
         self.schedule.step()
-        if self.average is not None and self.training.ema is not None:
+        if self.average is not None and training.ema is not None:
             # The first weights are random: let them be forgotten sooner than the decay would.
             self.averaged += 1
-            decay = min(self.training.ema, (1 + self.averaged) / (10 + self.averaged))
+            decay = min(training.ema, (1 + self.averaged) / (10 + self.averaged))
             update_average(self.average, self.module, decay)
-        return total.detach(), (logits.detach().argmax(1) == labels).sum()
+        sums.add(found._replace(total=total), labels)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The student's logits."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self.module(inputs)  # type: ignore[no-any-return]
+
+    def lesson(
+        self, indices: Tensor, images: list[Tensor], random: torch.Generator
+    ) -> tuple[Tensor, tuple[Outputs, ...]]:
+        """The augmented images as the student is fed, and what each teacher says of them."""
+        kept = next((t.targets for t in self.objective.tutors if t.targets is not None), None)
+        among = None if kept is None or kept.views_of is None else kept.views_of[indices]
+        kind, mirror, size = self.training.augment, self.data.mirror, self.data.image[-1]
+        change = draw(kind, mirror, size, len(indices), random, among=among)
+        inputs = self.data.inputs(change.applied(images[0]))
+        taught = []
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            views = iter(images[1:])
+            for i, tutor in enumerate(self.objective.tutors):
+                view = inputs
+                if tutor.data is not None:
+                    own = next(views)
+                    view = tutor.data.inputs(change.applied(own) if tutor.augmented else own)
+                if tutor.targets is not None:
+                    taught.append(Outputs(tutor.targets.logits(indices, change.views())))
+                else:
+                    taught.append(self.objective.said(i, view))
+        return inputs, tuple(taught)
 
     def tell(
-        self,
-        event: str,
-        epoch: int,
-        step: int,
-        start: float,
-        began: float,
-        lr: float,
-        loss: Tensor,
-        hits: Tensor,
-        **more: float,
+        self, event: str, epoch: int, step: int, start: float, began: float, lr: float, sums: Sums, **more: Any
     ) -> None:
         """Emit an event with the means over the epoch so far, the speed, and the time that is left."""
         now = time.perf_counter()
         done, images = (epoch + step / self.steps) / self.training.epochs, step * self.batch_size
         self.progress.emit({
             "event": event, "stage": self.progress.stage, "epoch": epoch + 1, "epochs": self.training.epochs,
-            "step": step, "steps": self.steps, "loss": loss.item() / step, "accuracy": 100 * hits.item() / images,
+            "step": step, "steps": self.steps, "loss": sums.loss(), "accuracy": sums.accuracy(),
             **more, "lr": lr, "images_per_s": images / (now - start), "seconds": now - start,
             "left_s": (now - began) * (1 - done) / done,
         })  # fmt: skip
 
-    def blame(
-        self, epoch: int, inputs: Tensor, taught: Sequence[Outputs], logits: Tensor, terms: Sequence[Tensor]
-    ) -> str:
+    def blame(self, epoch: int, inputs: Tensor, taught: Sequence[Outputs], found: Sum) -> str:
         """Name the first tensor that is not finite, in the order in which they come to be."""
         named: list[tuple[str, Tensor]] = [*_gradients(self.module), *self.module.named_parameters()]
         named += [("the images", inputs)]
         named += [(f"teacher {i + 1}'s logits", o.logits) for i, o in enumerate(taught)]
         # Behind the images: batch-norm's running statistics take from the images what is wrong with them.
-        named += [*self.module.named_buffers(), ("the student's logits", logits)]
-        named += [(f"the loss {loss.name}", term) for loss, term in zip(self.losses, terms, strict=True)]
+        named += [*self.module.named_buffers(), ("the student's logits", found.logits)]
+        named += [(f"the loss {name}", term) for name, term in found.terms]
         return self.sentence(first_non_finite(named) or "the sum of the losses", f"in epoch {epoch + 1}")
 
     def require_finite(self, when: str) -> None:

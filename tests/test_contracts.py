@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from compress.edits import EDITS, Channels
 from compress.edits.calibration import calibrate
 from compress.edits.quantizers import activation_quantizers
 from compress.edits.ranges import RANGES
-from compress.losses import KD, LOSSES, Batch, CrossEntropy, Outputs
+from compress.losses import KD, LOSSES, Batch, CrossEntropy, Loss, Outputs
+from compress.losses.base import Lesson
+from compress.losses.layers import EMBEDDING, key
 from compress.models import MODELS
 from compress.models.mobilenet_blocks import MobileNetBlocks
 from compress.models.torchvision import TORCHVISION
@@ -107,7 +110,8 @@ def test_no_member_is_forgotten_in_its_table(kind):
                 annotated = isinstance(line, ast.AnnAssign) and getattr(line.target, "id", "") == "name"
                 if annotated and isinstance(line.value, ast.Constant):
                     named[line.value.value] = f"{path.name}: {node.name}"
-    named.pop("torchvision", None)  # the adapter that all of torchvision's share
+    for inner in ("torchvision", "layer", "phase"):  # torchvision's common adapter, parts of a loss and of a stage
+        named.pop(inner, None)
     known = TABLES[kind] | (RANGES if kind == "edits" else {})  # ranges.py stands in the folder of the edits
     forgotten = {where for name, where in named.items() if name not in known}
     assert named
@@ -116,79 +120,145 @@ def test_no_member_is_forgotten_in_its_table(kind):
 
 # Losses
 
+SAMPLES, CLASSES = 40, 5
+TAUGHT = [name for name, loss in LOSSES.items() if loss.needs_teacher]
+# Losses whose value for a batch is not the mean of its values for the parts, and why.
+NOT_A_MEAN = {
+    "dist": "correlates each class over the batch",
+    "multi_level": "Gram matrices of the batch",
+    "sp": "similarities between the images",
+    "cc": "correlations between the images",
+    "rkd": "distances and angles between the images",
+    "pkt": "probabilities of the images being neighbours",
+    "crd": "draws its negatives, and remembers",
+}
 
-def a_batch(classes: int = 5, count: int = 6, seed: int = 0) -> Batch:
+
+def a_batch(loss: object, count: int = 6, seed: int = 0) -> Batch:
+    """A student, two teachers with more channels and larger maps than it has, and labels."""
     random = torch.Generator().manual_seed(seed)
 
-    def logits(scale: float) -> torch.Tensor:
-        return (scale * torch.randn(count, classes, generator=random)).requires_grad_()
+    def drawn(*shape: int) -> torch.Tensor:
+        return (3 * torch.randn(count, *shape, generator=random)).requires_grad_()
 
-    return Batch(
-        student=Outputs(logits(2.0)),
-        teachers=(Outputs(logits(3.0)), Outputs(logits(3.0))),
-        labels=torch.randint(0, classes, (count,), generator=random),
-        indices=torch.arange(count),
-        epoch=0,
-    )
+    def outputs(width: int, size: int) -> Outputs:
+        features = {}
+        for i, where in enumerate(getattr(loss, "layers", None) or ()):
+            side = max(size >> i, 1)
+            shape = (width,) if where == EMBEDDING else (width + 2 * i, side, side)
+            features[key(where)] = (drawn(*shape),)
+        return Outputs(drawn(CLASSES), features)
+
+    labels = torch.randint(0, CLASSES, (count,), generator=random)
+    return Batch(outputs(4, 8), (outputs(6, 16), outputs(6, 16)), labels, torch.arange(count), epoch=0)
 
 
-def part(batch: Batch, rows: slice) -> Batch:
-    return Batch(
-        Outputs(batch.student.logits[rows]),
-        tuple(Outputs(teacher.logits[rows]) for teacher in batch.teachers),
-        batch.labels[rows],
-        batch.indices[rows],
-        batch.epoch,
-    )
+def part(batch: Batch, rows: range) -> Batch:
+    which = torch.tensor(rows)
+    teachers = tuple(teacher.rows(which) for teacher in batch.teachers)
+    labels = None if batch.labels is None else batch.labels[which]
+    indices = batch.indices[which]
+    return replace(batch, student=batch.student.rows(which), teachers=teachers, labels=labels, indices=indices)
+
+
+def built(loss: Loss, batch: Batch) -> Callable[[Batch], torch.Tensor]:
+    """The loss, or what it builds for such batches; its parameters and draws are the same each time."""
+    torch.manual_seed(0)
+    if not hasattr(loss, "build"):
+        return loss
+    labels = torch.randint(0, CLASSES, (SAMPLES,))
+    if batch.labels is not None:
+        labels[batch.indices] = batch.labels
+    lesson = Lesson(part(batch, range(2)), SAMPLES, CLASSES, labels)
+    assert not hasattr(loss, "objection") or loss.objection(lesson) is None
+    return loss.build(lesson)
+
+
+def tensors(outputs: Outputs) -> list[torch.Tensor]:
+    return [outputs.logits, *(each for found in outputs.features.values() for each in found)]
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_a_finite_number_that_trains_the_student_alone(name):
-    loss, batch = LOSSES[name](), a_batch()
-    value = loss(batch)
+    batch = a_batch(LOSSES[name]())
+    value = built(LOSSES[name](), batch)(batch)
     assert value.shape == ()
     assert torch.isfinite(value)
     value.backward()
-    assert batch.student.logits.grad.abs().sum() > 0
-    assert all(teacher.logits.grad is None for teacher in batch.teachers)
+    reached = [each.grad for each in tensors(batch.student) if each.grad is not None]
+    assert all(torch.isfinite(each).all() for each in reached)
+    assert sum(each.abs().sum() for each in reached) > 0
+    assert all(each.grad is None for teacher in batch.teachers for each in tensors(teacher))
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_the_mean_over_the_batch_times_its_weight(name):
-    batch = a_batch()
-    single, double = LOSSES[name](weight=1.0), LOSSES[name](weight=2.0)
-    halves = [single(part(batch, rows)) for rows in (slice(0, 3), slice(3, 6))]
-    torch.testing.assert_close(single(batch), sum(halves) / 2)
-    torch.testing.assert_close(double(batch), 2 * single(batch))
+def test_a_loss_is_the_mean_over_the_batch_unless_it_relates_its_images(name):
+    loss = LOSSES[name]()
+    batch = a_batch(loss)
+    term = built(loss, batch)
+    if isinstance(term, nn.Module):
+        term.eval()  # an adapter's batch-norm would relate the images
+    halves = [term(part(batch, rows)) for rows in (range(3), range(3, 6))]
+    if name in NOT_A_MEAN:
+        assert not torch.isclose(term(batch), sum(halves) / 2)
+    else:
+        torch.testing.assert_close(term(batch), sum(halves) / 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_leaves_its_weight_to_the_training(name):
+    schedule = {"warm_up": {"to": 2.0, "epochs": 3.0}}
+    loss = OneOf(LOSSES).parse({name: {"weight": schedule}})
+    assert as_named(loss)[name]["weight"] == schedule
+    batch = a_batch(loss)
+    torch.testing.assert_close(built(loss, batch)(batch), built(LOSSES[name](weight=7), batch)(batch))
     with pytest.raises(ValueError, match="weight"):
         LOSSES[name](weight=-1)
 
 
-@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.needs_teacher])
+@pytest.mark.parametrize("name", [name for name in TAUGHT if not hasattr(LOSSES[name], "build")])
 def test_a_distillation_loss_is_smallest_where_the_student_says_what_the_teacher_says(name):
-    loss, batch = LOSSES[name](), a_batch()
-    teacher = batch.teachers[0].logits.detach()
+    loss = LOSSES[name]()
+    batch = a_batch(loss)
+    teacher = batch.teachers[0]
 
     def at(distance: float) -> float:
-        away = teacher + distance * torch.randn(teacher.shape, generator=torch.Generator().manual_seed(1))
-        return loss(Batch(Outputs(away), (Outputs(teacher),), batch.labels, batch.indices, 0)).item()
+        random = torch.Generator().manual_seed(1)
+
+        def away(x: torch.Tensor) -> torch.Tensor:
+            return x.detach() + distance * torch.randn(x.shape, generator=random)
+
+        features = {place: tuple(map(away, found)) for place, found in teacher.features.items()}
+        return loss(replace(batch, student=Outputs(away(teacher.logits), features), teachers=(teacher,))).item()
 
     values = [at(distance) for distance in (0.0, 0.1, 0.3, 1.0)]
     assert values == sorted(values)
     assert values[0] < values[1]
 
 
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_counts_by_its_share(name):
+    loss = LOSSES[name]()
+    batch, other = a_batch(loss), a_batch(loss, seed=1)
+    first, second = torch.eye(2)[:, :, None].expand(2, 2, 6)
+    both = built(loss, batch)(batch)
+    torch.testing.assert_close(built(loss, batch)(replace(batch, shares=(first + second) / 2)), both)
+    alone = [built(loss, batch)(replace(batch, shares=shares)) for shares in (first, second)]
+    torch.testing.assert_close(sum(alone) / 2, both)
+    changed = replace(batch, teachers=(batch.teachers[0], other.teachers[1]), shares=first)
+    torch.testing.assert_close(built(loss, batch)(changed), alone[0])
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_says_what_it_needs(name):
-    loss, batch = LOSSES[name](), a_batch()
-    less = Batch(
-        batch.student,
-        batch.teachers if loss.needs_teacher else (),
-        batch.labels if loss.needs_labels else None,
-        batch.indices,
-        batch.epoch,
+    loss = LOSSES[name]()
+    batch = a_batch(loss)
+    less = replace(
+        batch,
+        teachers=batch.teachers if loss.needs_teacher else (),
+        labels=batch.labels if loss.needs_labels else None,
     )
-    torch.testing.assert_close(loss(less), loss(batch))
+    torch.testing.assert_close(built(loss, less)(less), built(loss, batch)(batch))
 
 
 # Edits

@@ -41,7 +41,7 @@ def written(path: Path, text: str | bytes) -> Path:
 
 def test_the_shortest_file(tmp_path: Path) -> None:
     found = read(written(tmp_path / "short.yaml", "data: digits\nstudent: mobilenet_v2\nstages: [prune]\n"))
-    assert (found.name, found.seed, found.teacher) == ("short", 0, None)
+    assert (found.name, found.seed, found.teacher) == ("short", 0, ())
     assert [stage.name for stage in found.stages] == ["prune"]
 
 
@@ -65,12 +65,9 @@ def test_a_student_with_weights_is_its_own_baseline() -> None:
 
 
 def test_a_teacher_is_trained_unless_it_has_weights() -> None:
-    trained = pipeline(teacher="resnet18").teacher
-    loaded = pipeline(teacher={"model": "resnet18", "weights": "r.pth"}).teacher
-    both = pipeline(teacher={"model": "resnet18", "weights": "r.pth", "training": {"epochs": 1}}).teacher
-    assert trained is not None
-    assert loaded is not None
-    assert both is not None
+    (trained,) = pipeline(teacher="resnet18").teacher
+    (loaded,) = pipeline(teacher={"model": "resnet18", "weights": "r.pth"}).teacher
+    (both,) = pipeline(teacher={"model": "resnet18", "weights": "r.pth", "training": {"epochs": 1}}).teacher
     assert trained.training == Training()
     assert loaded.training is None
     assert both.training == Training(epochs=1)
@@ -80,8 +77,8 @@ def test_weights_may_stand_beside_the_teachers_model_or_among_its_keys() -> None
     beside = pipeline(teacher={"model": {"resnet18": {"stem": "imagenet"}}, "weights": "r.pth", "keep_head": True})
     among = pipeline(teacher={"model": {"resnet18": {"stem": "imagenet", "weights": "r.pth", "keep_head": True}}})
     assert beside == among
-    assert beside.teacher is not None
-    assert (beside.teacher.model.weights, beside.teacher.model.keep_head) == ("r.pth", True)
+    (teacher,) = beside.teacher
+    assert (teacher.model.weights, teacher.model.keep_head) == ("r.pth", True)
 
 
 def test_recovery_learns_from_the_labels_alone_without_a_teacher() -> None:

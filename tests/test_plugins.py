@@ -24,6 +24,7 @@ from compress.models import MODELS
 from compress.net import Net
 from compress.stages import STAGES
 from compress.recipe import Training
+from compress.weighting import Weight
 
 
 class Margin(Config):
@@ -32,12 +33,12 @@ class Margin(Config):
     name: ClassVar[str] = "margin"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
-    weight: float = 1.0
+    weight: Weight = 1.0
 
     def __call__(self, batch):
         logits = batch.student.logits
         true = logits.gather(1, batch.labels[:, None])
-        return self.weight * (logits.max(1, keepdim=True).values - true).mean()
+        return (logits.max(1, keepdim=True).values - true).mean()
 
 
 class Stripes(Synthetic):

@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 from compress.errors import ArtifactError, ResourceError
-from compress.report import Curve, Layer, Limit, Report, charts, labels, numbers, plots, read, wording, write
+from compress.report import (
+    Curve,
+    Layer,
+    Limit,
+    Report,
+    UnderCorruption,
+    charts,
+    labels,
+    numbers,
+    plots,
+    read,
+    wording,
+    write,
+)  # fmt: skip
 from compress.row import Latency, Row
 
 HOSTILE = "</script><script>alert('1')</script> \"q\" | `x` <img src=x onerror=alert(2)> $x$ {{ 7*7 }}"
@@ -77,6 +90,13 @@ FULL = Report(
     pipeline_yaml="name: mobilenet\nseed: 0\n",
     command="compress run pipelines/mobilenet.yaml",
 )
+CORRUPTED = (
+    UnderCorruption("teacher", 98.7, 91.2, 95.1, None, 93.15, 3),
+    UnderCorruption("baseline", 98.52, 85.0, 92.0, None, 88.5, 3),
+    UnderCorruption("distill", 98.7, 88.04, 93.0, None, 90.52, 3),
+    UnderCorruption("prune", 98.15, 84.0, 90.0, None, 87.0, 3),
+    UnderCorruption("quantize", 98.33, 83.0, 90.6, None, 86.8, 3),
+)
 MANY = tuple(row(f"a-rather-long-stage-name-{i}", 98 - 0.05 * i, 9_000_000 - 90_000 * i, 0.7) for i in range(10))
 VARIANTS = {
     "full": FULL,
@@ -87,7 +107,8 @@ VARIANTS = {
     "not pruned": replace(FULL, layers=()),
     "no curves": replace(FULL, curves=()),
     "empty curves": replace(FULL, curves=(Curve("distill", ()), Curve("prune", ({"epoch": 1, "loss": None},)))),
-    "untrained": replace(FULL, verdict="untrained"),
+    "untrained": replace(FULL, verdict="untrained", robustness=CORRUPTED),
+    "corrupted": replace(FULL, robustness=CORRUPTED),
     "hostile": replace(
         FULL,
         name=HOSTILE,
@@ -143,7 +164,7 @@ def test_json_has_exactly_the_promised_keys(written: dict[str, Path]) -> None:
     promised = ["name", "verdict", "budget", "rows", "alternatives", "baseline", "teacher", "environment"]
     assert list(content)[:8] == promised
     assert set(content) - set(promised) == {
-        "sentence", "data", "layers", "curves", "warnings", "notes", "pipeline_yaml", "command",
+        "sentence", "data", "layers", "curves", "robustness", "warnings", "notes", "pipeline_yaml", "command",
     }  # fmt: skip
     assert content["budget"][1] == {
         "limit": "max_bytes",
@@ -297,6 +318,38 @@ def test_the_numbers_are_those_of_the_rows(written: dict[str, Path]) -> None:
         assert shown in markdown
     assert "prune-ptq | ptq (alternative)" in markdown
     assert "Alternatives, measured beside the way" in text
+
+
+def test_accuracy_on_corrupted_images_is_shown_where_it_was_measured(written: dict[str, Path]) -> None:
+    text = Page((written["corrupted"] / "report.html").read_text()).text
+    markdown = (written["corrupted"] / "report.md").read_text()
+    table = markdown.split("## On corrupted images")[1].split("##")[0]
+    for line in CORRUPTED:
+        cells = [f"{line.clean:.2f} %", f"{line.noise:.2f} %", f"{line.blur:.2f} %", "–", f"{line.mean:.2f} %"]
+        assert f"| {line.net} | {' | '.join(cells)} |" in table
+        assert f"{line.net} {' '.join(cells)}" in text
+    said = (
+        "Against the baseline: distill +2.0 points on corrupted and +0.2 points on clean; "
+        "quantize −1.7 points on corrupted and −0.2 points on clean images."
+    )
+    for page in (text, table):
+        assert said in page
+        assert "severity 3 of 5" in page
+    assert "accuracies mean nothing" in Page((written["untrained"] / "report.html").read_text()).text
+    for file in ("report.html", "report.md"):
+        assert "corrupted" not in (written["full"] / file).read_text().split("plotly.js v")[0]
+    content = json.loads((written["corrupted"] / "report.json").read_text())["robustness"]
+    assert content[2] == {
+        "net": "distill", "clean": 98.7, "noise": 88.04, "blur": 93.0, "contrast": None, "mean": 90.52, "severity": 3,
+    }  # fmt: skip
+    assert json.loads((written["full"] / "report.json").read_text())["robustness"] == []
+
+
+def test_a_report_from_before_there_was_robustness_can_be_read(written: dict[str, Path], tmp_path: Path) -> None:
+    content = json.loads((written["full"] / "report.json").read_text())
+    del content["robustness"]
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert asdict(read(tmp_path)) == asdict(FULL)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

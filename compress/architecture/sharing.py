@@ -86,6 +86,7 @@ class InPlace:
     name: ClassVar[str] = "in_place"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    weight = 1.0
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared

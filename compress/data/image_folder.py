@@ -125,7 +125,7 @@ def _index(folders: Mapping[str, Path], names: Sequence[str]) -> tuple[dict[str,
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            images, rest = _files(folder / name)
+            images, rest = image_files(folder / name)
             paths += images
             labels += [label] * len(images)
             others += rest
@@ -145,7 +145,7 @@ def _left_out(others: Sequence[str]) -> list[str]:
     return [f"Left out, being no images by their suffix: {os.path.basename(others[0])}{more}."]
 
 
-def _files(folder: Path) -> tuple[list[str], list[str]]:
+def image_files(folder: Path) -> tuple[list[str], list[str]]:
     """Image files and other files under a class folder, sorted, links followed, hidden files left out."""
     images: list[str] = []
     others: list[str] = []

@@ -1,12 +1,12 @@
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from compress.config import Config
 from compress.losses.base import Batch
+from compress.weighting import Weight
 
 
 class CrossEntropy(Config):
@@ -20,8 +20,8 @@ class CrossEntropy(Config):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
 
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    weight: Weight = 1.0
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
         assert batch.labels is not None, "cross_entropy needs labels"
-        return self.weight * F.cross_entropy(batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing)
+        return F.cross_entropy(batch.student.logits, batch.labels, label_smoothing=batch.label_smoothing)

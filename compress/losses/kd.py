@@ -1,13 +1,12 @@
 from typing import Annotated, ClassVar
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from compress.config import Config
-from compress.losses.base import Batch
+from compress.losses.base import Batch, Outputs, over_teachers, soft_divergence
+from compress.weighting import Weight
 
 
 class KD(Config):
@@ -21,18 +20,13 @@ class KD(Config):
     needs_labels: ClassVar[bool] = False
 
     temperature: Annotated[float, Field(gt=0)] = 4.0
-    weight: Annotated[float, Field(ge=0)] = 0.9
+    weight: Weight = 0.9
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
-        student = F.log_softmax(batch.student.logits / self.temperature, dim=1)
-        terms = [
-            F.kl_div(
-                student,
-                F.log_softmax(t.logits.detach() / self.temperature, dim=1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            for t in batch.teachers
-        ]
+        student = batch.student.logits
+
         # The soft term's gradient shrinks as 1/T²; T² keeps the weight's meaning for every temperature.
-        return self.weight * self.temperature**2 * torch.stack(terms).mean()
+        def term(teacher: Outputs) -> Tensor:
+            return soft_divergence(student, teacher.logits.detach(), self.temperature)
+
+        return over_teachers(batch, term)

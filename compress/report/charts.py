@@ -100,10 +100,15 @@ def lines(report: Report, key: str) -> tuple[Line, ...]:
 def _scatter(report: Report, title: str, x_title: str, x_of: Callable[[Row], float]) -> Scatter:
     rows = (*report.rows, *report.alternatives)
     points = tuple(_point(report, row, x_of(row)) for row in rows)
+    return scatter(title, x_title, points, [labels.shortened(point.name) for point in points])
+
+
+def scatter(title: str, x_title: str, points: tuple[Point, ...], texts: Sequence[str]) -> Scatter:
+    """Points with their axes; `texts` are their labels, empty for none. There must be a point."""
     x_range = _wide([point.x for point in points])
     y_range = _tall(points)
     spots = [_spot(point, x_range, y_range) for point in points]
-    offsets = labels.place(spots, [labels.shortened(point.name) for point in points])
+    offsets = labels.place(spots, texts)
     return Scatter(title, x_title, points, x_range, y_range, log_ticks(*x_range), tuple(offsets))
 
 

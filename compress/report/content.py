@@ -44,11 +44,28 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class UnderCorruption:
+    """Top-1 (per cent) of one net's file on the test images: clean, under each corruption, and their mean.
+
+    `severity` is 1 to 5; a corruption that was not asked for is None.
+    """
+
+    net: str
+    clean: float
+    noise: float | None
+    blur: float | None
+    contrast: float | None
+    mean: float
+    severity: int
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the three reports show.
 
     `rows` are in order the teacher, the baseline, then one for each stage; the last is the result.
-    `alternatives` were measured beside the way. `baseline` and `teacher` name rows by their `net`.
+    `alternatives` were measured beside the way; `robustness` has a line for each of the rows, or none.
+    `baseline` and `teacher` name rows by their `net`.
     `environment` and `data` hold the keys of report.json; of `data` the keys `name`, `classes`,
     `class_names`, `sizes` (images of each split) and `image` (channels, height, width) are known by name.
     `warnings` are shown first, `notes` last; `command` runs the same thing again.
@@ -67,6 +84,7 @@ class Report:
     data: Mapping[str, Any]
     layers: tuple[Layer, ...] = ()
     curves: tuple[Curve, ...] = ()
+    robustness: tuple[UnderCorruption, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pipeline_yaml: str = ""

@@ -1,11 +1,7 @@
 """report.html: one file that opens offline, with plotly.js inside and nothing fetched from anywhere."""
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
-
 import compress.report.charts as charts
+import compress.report.page as page
 import compress.report.plots as plots
 import compress.report.tables as tables
 import compress.report.wording as wording
@@ -15,26 +11,18 @@ TEMPLATE = "report.html.j2"
 
 
 def render(report: Report) -> str:
-    """The text of report.html, some 4.8 MB of which are plotly.js."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    figures = plots.figures(report)
+    """The text of report.html."""
     rows = (*report.rows, *report.alternatives)
     roles = {report.role(row) for row in rows}
-    return environment.get_template(TEMPLATE).render(
+    return page.render(
+        TEMPLATE,
+        plots.figures(report),
         report=report,
         wording=wording,
         tables=tables,
-        figures=figures,
         # In the order in which the roles are listed, not in that of a set.
         legend=[(charts.COLOURS[role], charts.MEANING[role]) for role in charts.COLOURS if role in roles],
         curve_legend=_curve_legend(report),
-        plotly=get_plotlyjs(),
     )
 
 

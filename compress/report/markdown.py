@@ -37,6 +37,9 @@ def render(report: Report, pictures: Collection[str]) -> str:
         parts.append("## Training")
         parts += [_picture("curves.svg")] if "curves.svg" in pictures else []
         parts.append(_table(tables.curves(report), numeric_from=1))
+    if report.robustness:
+        parts += ["## On corrupted images", _table(tables.robustness(report), numeric_from=1)]
+        parts += [escaped(text) for text in (wording.robustness(report), wording.severity(report)) if text]
     parts += ["## Where this comes from", _table(tables.environment(report)), _table(tables.data(report))]
     if report.notes:
         parts += ["### Notes", _bullets(report.notes)]

@@ -44,7 +44,19 @@ def _scatter(scatter: charts.Scatter) -> Figure:
             "hoverinfo": "skip",
         }
     ]
-    traces += [_marker(point) for point in points]
+    for point in points:
+        symbol = "circle-open" if point.role == "alternative" else "circle"
+        traces.append(marker(point, charts.COLOURS[point.role], symbol))
+    layout = scatter_layout(scatter)
+    layout["annotations"] = [
+        label(point, labels.shortened(point.name), offset)
+        for point, offset in zip(points, scatter.offsets, strict=True)
+    ]
+    return {"data": traces, "layout": layout}
+
+
+def scatter_layout(scatter: charts.Scatter) -> Figure:
+    """The axes of a scatter chart."""
     layout = _layout(330)
     layout["xaxis"] |= {
         "type": "log",
@@ -58,13 +70,11 @@ def _scatter(scatter: charts.Scatter) -> Figure:
         "range": list(scatter.y_range),
         "nticks": 7,
     }
-    layout["annotations"] = [_label(point, offset) for point, offset in zip(points, scatter.offsets, strict=True)]
-    return {"data": traces, "layout": layout}
+    return layout
 
 
-def _marker(point: charts.Point) -> Figure:
-    colour = charts.COLOURS[point.role]
-    symbol = "circle-open" if point.role == "alternative" else "circle"
+def marker(point: charts.Point, colour: str, symbol: str) -> Figure:
+    """One net with its interval and what is said of it under the pointer."""
     lines = (f"<b>{_safe(point.name)}</b>", *point.details)
     return {
         "type": "scatter",
@@ -86,13 +96,14 @@ def _marker(point: charts.Point) -> Figure:
     }
 
 
-def _label(point: charts.Point, offset: labels.Offset) -> Figure:
+def label(point: charts.Point, text: str, offset: labels.Offset) -> Figure:
+    """A point's label, with a line to it where it stands off."""
     # Plotly takes annotations on a logarithmic axis by their exponent.
-    label: Figure = {"x": math.log10(point.x), "y": point.y, "text": _safe(labels.shortened(point.name))}
+    place: Figure = {"x": math.log10(point.x), "y": point.y, "text": _safe(text)}
     if labels.touches(offset):
-        return label | {"showarrow": False, "xshift": offset[0], "yshift": -offset[1]}
+        return place | {"showarrow": False, "xshift": offset[0], "yshift": -offset[1]}
     line = {"arrowhead": 0, "arrowwidth": 1, "arrowcolor": charts.COLOURS["baseline"], "standoff": 7}
-    return label | {"showarrow": True, "ax": offset[0], "ay": offset[1], **line}
+    return place | {"showarrow": True, "ax": offset[0], "ay": offset[1], **line}
 
 
 def _channels(report: Report) -> Figure:

@@ -127,6 +127,24 @@ def curves(report: Report) -> Table:
     return Table("How each stage's training ended", head, tuple(body))
 
 
+def robustness(report: Report) -> Table:
+    """Accuracy of each net's file on clean and on corrupted test images."""
+    head = ("Net", "Clean", "Noise", "Blur", "Contrast", "Mean of the corrupted", "Lost")
+    body = tuple(
+        (
+            line.net,
+            numbers.percent(line.clean),
+            numbers.percent(line.noise),
+            numbers.percent(line.blur),
+            numbers.percent(line.contrast),
+            numbers.percent(line.mean),
+            numbers.points(line.mean - line.clean),
+        )
+        for line in report.robustness
+    )
+    return Table("Top-1 of each file on clean and on corrupted test images", head, body)
+
+
 def environment(report: Report) -> Table:
     """The machine, the versions and the fingerprints."""
     return Table("Machine and versions", ("What", "Value"), _pairs(report.environment))

@@ -107,6 +107,34 @@ def best_alternative(report: Report) -> str:
     )
 
 
+def robustness(report: Report) -> str:
+    """What distilling and the whole way did to accuracy on corrupted images, against the student trained alone."""
+    known = {line.net: line for line in report.robustness}
+    reference = known.get(report.baseline)
+    if reference is None:
+        return ""
+    if report.verdict == "untrained":
+        return "Nothing was trained and no weights were given, so these accuracies mean nothing."
+    distilled = next((row for row in reversed(report.rows) if row.stage == "distill"), report.result)
+    found = []
+    for row in dict.fromkeys((distilled, report.result)):
+        line = known.get(row.net)
+        if line is None or line == reference:
+            continue
+        on_corrupted, on_clean = line.mean - reference.mean, line.clean - reference.clean
+        found.append(f"{row.net} {numbers.points(on_corrupted)} on corrupted and {numbers.points(on_clean)} on clean")
+    return f"Against the baseline: {'; '.join(found)} images." if found else ""
+
+
+def severity(report: Report) -> str:
+    """What the corruptions are, and that the figures are no benchmark's."""
+    shown = report.robustness[0].severity if report.robustness else 0
+    return (
+        f"Corruptions after Hendrycks and Dietterich (2019, arXiv:1903.12261), severity {shown} of 5, and no other. "
+        "Their benchmarks' scores are means over all five and over fifteen corruptions, and cannot be read off here."
+    )
+
+
 def headlines(report: Report) -> tuple[Headline, ...]:
     """Size, latency, MACs and accuracy of the result against the baseline and the teacher."""
     row, reference, teacher = report.result, report.baseline_row, report.teacher_row

@@ -1,19 +1,24 @@
 """What every stage is, and what it may use."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
 
 from compress.data.base import Data
-from compress.events import Listener, ignore
+from compress.events import Event, Listener, ignore
 from compress.losses.base import Loss
 from compress.net import Net
+from compress.objective import Blend, Tutor
 from compress.pruning.magnitude import kept_zero, sparse_layers
 from compress.recipe import NONE_APART, Apart, Training
+from compress.stages.soft_labels import SoftLabels, with_targets
 from compress.train import Progress, fit
+
+AUTO = SoftLabels()
+TARGETS = "targets"  # the folder of a run that teachers' outputs are kept in
 
 
 def forget(*anything: object) -> None:
@@ -23,6 +28,10 @@ def forget(*anything: object) -> None:
 @dataclass(frozen=True)
 class Env:
     """All that a stage may use besides the net it is given.
+
+    `teachers` teach, each with its key in `teacher_keys`. `views` hold the same examples as a teacher sees them, where
+    that is not as the student does, and `augmented` says of each whether it sees them moved and mirrored as the student
+    does. `soft_labels` says where the teachers' outputs come from unless the stage does.
 
     `seed` is the source of all its random choices. `out` is the run folder, for what a stage writes beside its net, and
     `ending` tells what the pipeline's file of a net would cost; in a rehearsal there is neither. `note` takes a
@@ -41,6 +50,28 @@ class Env:
     beside: Callable[[str, Net], None] = forget
     out: Path | None = None
     ending: "Ending | None" = None
+    views: tuple[Data | None, ...] = ()
+    augmented: tuple[bool, ...] = ()
+    teacher_keys: tuple[str, ...] = ()
+    soft_labels: SoftLabels = AUTO
+
+    def tutors(self) -> list[Tutor]:
+        """The teachers, ready to teach."""
+        views = self.views or (None,) * len(self.teachers)
+        augmented = self.augmented or (True,) * len(self.teachers)
+        given = zip(self.teachers, views, augmented, strict=True)
+        return [Tutor(teacher.module, view, moved) for teacher, view, moved in given]
+
+    def part(self, number: int, trainings: Sequence[Training]) -> "Env":
+        """For one of several trainings of a stage, from 0: a seed of its own, and epochs counted through."""
+        before, total = sum(t.epochs for t in trainings[:number]), sum(t.epochs for t in trainings)
+
+        def emit(event: Event) -> None:
+            if event["event"] in ("epoch", "step"):
+                event = {**event, "epoch": event["epoch"] + before, "epochs": total, "phase": number + 1}
+            self.emit(event)
+
+        return replace(self, seed=(self.seed + 7919 * number) % 2**31, emit=emit)
 
 
 class Ending(Protocol):
@@ -75,9 +106,24 @@ def rehearsed(stage: "Stage") -> "Stage":
 
 def untrained(stage: "Stage") -> "Stage":
     """The same stage with no epoch of training, and nothing judged by accuracy: its structure alone."""
-    brief = rehearsed(stage)
-    nothing = brief.training.model_copy(update={"epochs": 0})
-    return brief.model_copy(update={"training": nothing})  # type: ignore[attr-defined,no-any-return]
+    return retrained(rehearsed(stage), lambda training: training.model_copy(update={"epochs": 0}))
+
+
+def retrained(stage: "Stage", change: Callable[[Training], Training]) -> "Stage":
+    """The same stage with its training changed; one with several changes them in a method `retrained` of its own."""
+    if hasattr(stage, "retrained"):
+        return stage.retrained(change)  # type: ignore[no-any-return]
+    return stage.model_copy(update={"training": change(stage.training)})  # type: ignore[attr-defined,no-any-return]
+
+
+def trainings_of(stage: "Stage") -> tuple[Training, ...]:
+    """What a stage trains, one after the other."""
+    return getattr(stage, "trainings", (stage.training,))
+
+
+def losses_of(stage: "Stage") -> tuple[Loss, ...]:
+    """Every loss that a stage minimises."""
+    return getattr(stage, "all_losses", stage.losses or ())
 
 
 class Stage(Protocol):
@@ -103,21 +149,41 @@ def teach(
     env: Env,
     training: Training,
     losses: tuple[Loss, ...],
+    *,
     after_epoch: Callable[[int], None] | None = None,
     apart: Apart = NONE_APART,
+    blend: Blend = "mean",
+    soft_labels: SoftLabels | None = None,
 ) -> None:
     """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`.
 
     Weights that a `sparsify` stage removed stay zero.
     """
     wanted = any(loss.needs_teacher for loss in losses)
+    tutors = env.tutors() if wanted else []
+    soft = soft_labels or env.soft_labels
+    if said := soft.describe(losses, training, env.data):
+        env.note(said)
+    if wanted and env.out is not None and soft.kept(losses, training, env.data):
+        tutors = with_targets(
+            tutors,
+            env.teacher_keys,
+            soft,
+            training=training,
+            data=env.data,
+            folder=env.out / TARGETS,
+            device=env.device,
+            emit=env.emit,
+            warn=env.warn,
+        )
     with kept_zero(sparse_layers(net)):
         fit(
             net.module,
             env.data,
             training,
             losses,
-            teachers=[teacher.module for teacher in env.teachers] if wanted else [],
+            tutors=tutors,
+            blend=blend,
             device=env.device,
             seed=env.seed,
             progress=Progress(env.stage, env.emit),

@@ -1,0 +1,84 @@
+"""More images to train on, of which nobody has said what they show."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from compress.config import Config, fingerprint
+from compress.data.base import Data, Images, InMemory, MissingData, Preprocessing
+from compress.data.files import Files, decoded
+from compress.data.image_folder import IN_MEMORY_BYTES, image_files
+from compress.data.pictures import in_memory
+from compress.errors import DataError
+
+
+class Unlabelled(Config):
+    """Images without labels, learnt by soft labels alone (Hinton et al. 2015, arXiv:1503.02531, sec. 2).
+
+    `path` is a folder of images, in folders of any depth, or an .npz archive whose `images` are uint8 (n, H, W) or
+    (n, H, W, 1 or 3). They are brought to the size and colours of the data that they stand beside.
+    """
+
+    path: Path
+
+    def __call__(self, prep: Preprocessing) -> Images:
+        """The images as `prep` has them; raises DataError where they are missing, unreadable or none."""
+        path = Path(os.path.expanduser(self.path))
+        if not path.exists():
+            raise MissingData(f"unlabelled: there is no {path}; give `path` a folder of images or an .npz archive")
+        if path.is_file():
+            return in_memory(_array(path), prep)
+        paths, _ = image_files(path)
+        if not paths:
+            raise DataError(f"unlabelled: {path} holds no images; give `path` a folder with some")
+        if len(paths) * prep.channels * prep.size**2 > IN_MEMORY_BYTES:
+            return Files(tuple(paths), prep)
+        return InMemory(decoded(paths, prep))
+
+    def joined(self, data: Data, prep: Preprocessing) -> Data:
+        """The data with these images beside the labelled ones; warns of test images among them."""
+        images = self(prep)
+        warnings = [*data.warnings]
+        if isinstance(images, InMemory) and isinstance(data.test.images, InMemory):
+            known = {_digest(image) for image in images.pixels.numpy()}
+            count = sum(_digest(image) in known for image in data.test.images.pixels.numpy())
+            if count:
+                warnings.append(
+                    f"{count} of {len(data.test)} test images stand among the unlabelled ones, pixel for pixel; the "
+                    "accuracy is flattered."
+                )
+        return replace(
+            data,
+            unlabelled=images,
+            warnings=tuple(warnings),
+            fingerprint=fingerprint(data.fingerprint, "unlabelled", _content(images)),
+        )
+
+
+def _array(path: Path) -> np.ndarray:
+    """The archive's images."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files if name == "images"}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(f"unlabelled: {path} cannot be read as an .npz archive: {error}") from None
+    images: np.ndarray | None = arrays.get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        seen = "no images" if images is None else f"images of {images.dtype} {images.shape}"
+        raise DataError(f"unlabelled: {path} holds {seen}; `images` must be uint8 (n, H, W) or (n, H, W, 1 or 3)")
+    return images
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def _content(images: Images) -> str:
+    """A hash of all pixels in memory, or of the files' paths and sizes."""
+    if isinstance(images, InMemory):
+        return hashlib.sha256(images.pixels.numpy().tobytes()).hexdigest()
+    assert isinstance(images, Files)
+    return fingerprint(*((path, os.path.getsize(path)) for path in images.paths))
