@@ -16,7 +16,9 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
@@ -26,7 +28,9 @@ class Config(BaseModel):
     """Frozen, typed and strict about unknown keys, for which it suggests the nearest known one.
 
     A YAML file picks one by its class's `name`, as `name` or `{name: {field: value}}`. `also` are keys that a file may
-    give besides the fields; a class that has some turns them into fields in a validator of its own.
+    give besides the fields; a class that has some turns them into fields in a validator of its own. `newer` are fields
+    younger than published results: seeds follow from what is written down, so they stay out of it while they are at
+    their defaults.
     """
 
     # Numbers become text where text is wanted, because `class_names: [0, 1]` is how anyone would write it.
@@ -34,6 +38,13 @@ class Config(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), coerce_numbers_to_str=True
     )
     also: ClassVar[tuple[str, ...]] = ()
+    newer: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        unused = {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
+        return {key: value for key, value in written.items() if key not in unused}
 
     @model_validator(mode="wrap")
     @classmethod

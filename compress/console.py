@@ -115,6 +115,8 @@ class Screen:
         if self.task is None:
             self.task = self.progress.add_task(event["stage"], total=event["of"], figures="")
         self.progress.update(self.task, completed=event["done"], total=event["of"], figures=escape(figures))
+        if event["done"] == event["of"]:
+            self.close()
 
     def close(self) -> None:
         if self.task is not None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from compress.data.base import Data, Images, InMemory, Subset
+from compress.errors import DataError
 
 MOST_WORKERS = 16
 MOST_COPIED = 2**28  # bytes of images that are held a second time in the computer's memory
@@ -38,9 +39,9 @@ class Joined:
 class Feed:
     """A source of uint8 images on a device, a batch at a time.
 
-    Images in memory that go to a GPU live there as a whole, small sets in memory are held as the CPU likes them. Others are decoded by `workers` processes while the device
-    works, and pass through pinned memory; with no workers, and on the CPU, which decoding would take from training,
-    they are read when it is their turn.
+    Images in memory that go to a GPU live there as a whole; small sets are held as convolutions like them. Others are
+    decoded by `workers` processes while the device works, and pass through pinned memory; with no workers, and on the
+    CPU, which decoding would take from training, they are read when it is their turn.
     """
 
     def __init__(self, images: Images, device: torch.device, workers: int | None = None) -> None:
@@ -72,11 +73,13 @@ class Feed:
             multiprocessing_context="forkserver",
         )
         for found in loader:
+            if isinstance(found, DataError):
+                raise found
             yield found.to(self.device, non_blocking=True)
 
 
-class _Batches(TorchDataset[Tensor]):
-    """Item i is the whole i-th batch."""
+class _Batches(TorchDataset[Tensor | DataError]):
+    """Item i is the whole i-th batch, or why it cannot be had: raised here, the error would bear a traceback."""
 
     def __init__(self, images: Images, batches: Sequence[np.ndarray]) -> None:
         self.images, self.batches = images, batches
@@ -84,8 +87,11 @@ class _Batches(TorchDataset[Tensor]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[self.batches[index]]
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self.images[self.batches[index]]
+        except DataError as error:
+            return error
 
 
 def feeds_of(data: Data, views: Sequence[Data | None], device: torch.device) -> list[Feed]:

@@ -9,9 +9,7 @@ import yaml
 from pydantic import (
     Field,
     GetCoreSchemaHandler,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
@@ -34,7 +32,6 @@ from compress.weights import PublishedPreprocessing, is_file, preprocessing, pub
 from compress.yamlfile import apply_override, parse_yaml
 
 OUTSIDE = ("weights", "keep_head")
-NEWER = ("unlabelled", "robustness")
 
 
 class Model(Config):
@@ -122,16 +119,11 @@ class Teacher(Config):
     """
 
     also: ClassVar[tuple[str, ...]] = OUTSIDE
+    newer: ClassVar[tuple[str, ...]] = ("view",)
 
     model: Annotated[Model, _AsModel()]
     training: Training | None = None
     view: View | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_view(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the view where there is none: what is written down is older than it."""
-        written: dict[str, Any] = handler(self)
-        return {key: value for key, value in written.items() if key != "view" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -211,6 +203,8 @@ class Budget(Config):
 class Pipeline(Config):
     """A whole pipeline: what a file says, with everything left out filled in."""
 
+    newer: ClassVar[tuple[str, ...]] = ("unlabelled", "robustness")
+
     name: Annotated[str, Field(min_length=1, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Annotated[Dataset, OneOf(DATASETS)]
@@ -227,12 +221,6 @@ class Pipeline(Config):
     def as_yaml(self) -> str:
         """The file that means this pipeline, nothing left out."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
-
-    @model_serializer(mode="wrap")
-    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without keys that are newer than published results, where nothing is given for them."""
-        written: dict[str, Any] = handler(self)
-        return {key: value for key, value in written.items() if key not in NEWER or value is not None}
 
     @property
     def teacher_names(self) -> tuple[str, ...]:

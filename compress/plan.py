@@ -76,7 +76,7 @@ def plan(pipeline: Pipeline) -> Plan:
         steps.append(alone(name, teacher, given.training, images, took))
     own = forward_seconds(student)
     steps.append(alone("baseline", student, pipeline.baseline.training, images, own))
-    net, soft = student, SoftLabels()
+    net, soft, kept_bytes = student, SoftLabels(), 0
     for stage in pipeline.stages:
         soft = stage.soft_labels if isinstance(stage, Distill) else replace(soft, asked=False)
         env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
@@ -84,10 +84,12 @@ def plan(pipeline: Pipeline) -> Plan:
         epochs = sum(training.epochs for training in trainings_of(stage))
         if said := soft.describe(losses_of(stage), stage.training, data):
             remarks.append(f"{stage.name}: {said}")
+            if soft.kept(losses_of(stage), stage.training, data):
+                kept_bytes = max(kept_bytes, len(pipeline.teacher) * soft.bytes(stage.training, data))
         asked = soft.asked_per_image(losses_of(stage), stage.training, data)
         steps.append(step(stage.name, net, stage.training, epochs, images, forward_seconds(net), asked * lesson))
     # Weights are kept in float32 beside each file.
-    disk = sum(4 * s.params + s.bytes for s in steps) + REPORT_BYTES
+    disk = sum(4 * s.params + s.bytes for s in steps) + kept_bytes + REPORT_BYTES
     return Plan(pipeline.name, describe(pipeline, data, images), tuple(steps), disk, tuple(remarks))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -38,10 +38,14 @@ class Training(Config):
     dropout layers; `clip` bounds the gradient's norm. `momentum` is SGD's; `one_cycle` moves it, from 0.05 more
     down to 0.05 less while the rate rises and back (for adamw β1 likewise, between 0.95 and 0.85). `augment`:
     `auto` is `shift` for data that must not be mirrored, `shift_flip` for small images, `crop_flip` (random resized
-    crops) for images of 96 pixels and more; `affine` shifts, turns and scales.
+    crops) for images of 96 pixels and more; `affine` shifts, turns and scales. `compile` says whether the net is
+    compiled (torch.compile): `auto` measures where the training is long enough for it to pay, ten minutes on a CPU, and
+    the report says what was chosen; a choice by measurement may fall otherwise on another day, and another choice gives
+    other bits.
     """
 
     name: ClassVar[str] = "training"
+    newer: ClassVar[tuple[str, ...]] = ("bn_l1", "compile")
     epochs: Annotated[int, Field(ge=0, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -60,6 +64,7 @@ class Training(Config):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip: Annotated[float, Field(gt=0)] | None = None
     augment: Augment = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":
@@ -70,12 +75,6 @@ class Training(Config):
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer 'sgd' with momentum above 0")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_bn_l1(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Seeds follow from what is written down: a field newer than published results stays out of it while unused."""
-        written: dict[str, Any] = handler(self)
-        return written if self.bn_l1 else {key: value for key, value in written.items() if key != "bn_l1"}
 
 
 def filled(**defaults: float | str) -> BeforeValidator:
@@ -109,9 +108,11 @@ def optimizer_for(
     ]
     if apart.parameters:
         groups.append({"params": [*apart.parameters], "weight_decay": 0.0, "lr": training.lr * apart.rate})
+    # One kernel for all parameters; it wants a GPU's or a CPU's, and floats.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, training.lr, training.momentum, nesterov=training.nesterov)
-    return torch.optim.AdamW(groups, training.lr)
+        return torch.optim.SGD(groups, training.lr, training.momentum, nesterov=training.nesterov, fused=fused)
+    return torch.optim.AdamW(groups, training.lr, fused=fused)
 
 
 def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> LRScheduler:

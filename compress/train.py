@@ -15,6 +15,7 @@ from compress.augment import draw
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
 from compress.edits.quantizers import activation_quantizers
+from compress.engine import Engine, fastest
 from compress.errors import ConfigError, DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.feed import feeds_of
@@ -148,8 +149,10 @@ class _Loop:
         self.averaged = 0
         self.labels = torch.from_numpy(self.data.labels).to(self.device)
         self.feeds = feeds_of(self.data, [tutor.data for tutor in self.objective.tutors], self.device)
-        began = time.perf_counter()
-        with _dropout(self.module, self.training.dropout):
+        self.engine = Engine("plain", self.forward)
+        with _dropout(self.module, self.training.dropout), quick(self.device):
+            self.choose_engine()
+            began = time.perf_counter()
             for epoch in range(self.training.epochs):
                 self.epoch(epoch, began)
                 if after_epoch is not None:
@@ -190,7 +193,8 @@ class _Loop:
         training, objective = self.training, self.objective
         inputs, taught = self.lesson(indices, images, random)
         labels = self.labels[indices.to(self.device)]
-        found = objective(self.forward, inputs, taught, labels, indices, epoch)
+        self.engine.begin_step()
+        found = objective(self.engine.run, inputs, taught, labels, indices, epoch)
         total = found.total
         if training.l1:
             total = total + training.l1 * _l1(self.module)
@@ -211,6 +215,25 @@ class _Loop:
             decay = min(training.ema, (1 + self.averaged) / (10 + self.averaged))
             update_average(self.average, self.module, decay)
         sums.add(found._replace(total=total), labels)
+
+    def choose_engine(self) -> None:
+        """Find out how to run the student for so many steps, and say so where there was something to find out."""
+        some = np.arange(self.batch_size) % len(self.data.train)
+        images = self.data.inputs(self.data.train.images[some].to(self.device))
+        self.module.train()
+        self.engine = fastest(
+            self.module,
+            self.forward,
+            images.contiguous(memory_format=torch.channels_last),
+            compiling=self.training.compile,
+            steps=self.steps * self.training.epochs,
+            watched=bool(self.objective.watches[0].places),
+        )
+        if self.engine.step_ms:
+            self.progress.emit({
+                "event": "engine", "stage": self.progress.stage, "engine": self.engine.name,
+                "step_ms": self.engine.step_ms, "text": self.engine.describe(),
+            })  # fmt: skip
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The student's logits."""
@@ -296,14 +319,16 @@ def batch_size_for(images: int, wanted: int) -> int:
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move the averaged weights and batch-norm statistics towards the current ones by 1 - decay, in place."""
     with torch.no_grad():
-        state = module.state_dict()
+        state, kept = module.state_dict(), average.state_dict()
         # Scales and zero points belong together and are steps of a grid: they are not averaged.
         scales = {f"{name}.scale" for name, _ in activation_quantizers(average)}
-        for name, kept in average.state_dict().items():
-            if kept.is_floating_point() and name not in scales:
-                kept.lerp_(state[name], 1 - decay)
-            else:
-                kept.copy_(state[name])
+        moved = [name for name, value in kept.items() if value.is_floating_point() and name not in scales]
+        copied = [name for name in kept if name not in {*moved}]
+        # All tensors in one call: on a GPU a call each would take longer than the averaging.
+        if moved:
+            torch._foreach_lerp_([kept[name] for name in moved], [state[name] for name in moved], 1 - decay)
+        for name in copied:
+            kept[name].copy_(state[name])
 
 
 def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -316,6 +341,18 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 def _gradients(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(f"{name}'s gradient", p.grad) for name, p in module.named_parameters() if p.grad is not None]
+
+
+@contextmanager
+def quick(device: torch.device) -> Iterator[None]:
+    """On a GPU let cuDNN try its algorithms, as all batches have one shape, and use TF32 where float32 is left."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = True, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def test_help_imports_nothing_heavy() -> None:
         "print('heavy:', sorted({'torch', 'numpy', 'pydantic', 'yaml', 'onnx', 'sklearn'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for verb in ("run", "validate", "show", "report", "benchmark", "verify", "ls", "init", "doctor"):
+    for verb in ("run", "validate", "show", "report", "compare", "benchmark", "verify", "ls", "init", "doctor"):
         assert f"\n  {verb} " in found.stdout
     assert "heavy: []" in found.stdout
     assert found.stderr == ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -173,7 +174,7 @@ def teach(
             data=env.data,
             folder=env.out / TARGETS,
             device=env.device,
-            emit=env.emit,
+            emit=partial(_asking, env),
             warn=env.warn,
         )
     with kept_zero(sparse_layers(net)):
@@ -186,7 +187,22 @@ def teach(
             blend=blend,
             device=env.device,
             seed=env.seed,
-            progress=Progress(env.stage, env.emit),
+            progress=Progress(env.stage, partial(_telling, env)),
             after_epoch=after_epoch,
             apart=apart,
         )
+
+
+def _asking(env: Env, event: Event) -> None:
+    """How far the teachers are with what is kept of them, as any stage tells how far it is."""
+    env.emit({
+        "event": "progress", "stage": env.stage, "doing": "asking the teacher for views of images",
+        "done": event["done"], "of": event["total"], "figures": f"{event['bytes'] / 1e6:,.0f} MB on disk",
+    })  # fmt: skip
+
+
+def _telling(env: Env, event: Event) -> None:
+    """Pass on what a training tells, and note for the report how the net was run where that was a choice."""
+    if event["event"] == "engine":
+        env.note(event["text"])
+    env.emit(event)

@@ -2,7 +2,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
@@ -14,8 +14,6 @@ from compress.stages.soft_labels import SoftLabels
 Losses = tuple[Annotated[Loss, OneOf(LOSSES)], ...]
 Share = Annotated[float, Field(gt=0)]
 DEFAULT_LOSSES: tuple[Loss, ...] = (CrossEntropy(weight=0.1), KD())
-# Fields newer than published results: seeds follow from what is written down, so they stay out of it while unused.
-NEWER = ("blend", "targets", "views", "phases")
 
 
 class Phase(Config):
@@ -44,6 +42,7 @@ class Distill(Config):
     """
 
     name: ClassVar[str] = "distill"
+    newer: ClassVar[tuple[str, ...]] = ("blend", "targets", "views", "phases")
     losses: Losses = DEFAULT_LOSSES
     training: Training = Training()
     blend: Literal["mean", "confidence"] | tuple[Share, ...] = "mean"
@@ -72,12 +71,6 @@ class Distill(Config):
         if self.views is not None and self.targets == "online":
             raise ValueError("views are what is kept of a teacher's outputs, and targets: online keeps none; drop one")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        default = {key: type(self).model_fields[key].default for key in NEWER}
-        return {key: value for key, value in written.items() if key not in NEWER or getattr(self, key) != default[key]}
 
     @property
     def parts(self) -> tuple[Phase, ...]:

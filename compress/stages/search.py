@@ -140,7 +140,9 @@ class Search(Config):
         if self.scored_by == "sharing":
             shared = Shared(space, net.spec.classes, net.spec.image, env.seed)
             whole = Net(shared.spec(space.largest), shared)
-            teach(whole, env, self.training, (*losses, InPlace(shared)))
+            # Its forward pass draws other networks each time: nothing that could be compiled once.
+            eager = self.training.model_copy(update={"compile": "off"})
+            teach(whole, env, eager, (*losses, InPlace(shared)))
             shared.others = []
             return SharedCandidates(shared, judge)
         quiet = replace(env, emit=_steps_alone(env.emit))
