@@ -50,15 +50,15 @@ class Feed:
         self.workers = _workers(images, device) if workers is None else workers
         self.pixels = None
         if _in_memory(images) and (device.type == "cuda" or _bytes(images) <= MOST_COPIED):
-            # Channels-last, as convolutions like them: moving and mirroring then copies whole pixels.
-            pixels = images[np.arange(len(images))].to(device)
-            self.pixels = pixels.contiguous(memory_format=torch.channels_last)
+            # (n, H, W, C), as convolutions like them: picking, moving and mirroring then copies whole pixels.
+            self.pixels = images[np.arange(len(images))].to(device).permute(0, 2, 3, 1).contiguous()
 
     def __call__(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each batch of indices, (n, C, H, W)."""
         if self.pixels is not None:
             for indices in batches:
-                yield self.pixels.index_select(0, indices.to(self.device, non_blocking=True))
+                picked = self.pixels.index_select(0, indices.to(self.device, non_blocking=True))
+                yield picked.permute(0, 3, 1, 2)
             return
         if not self.workers:
             for indices in batches:
