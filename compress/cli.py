@@ -63,6 +63,9 @@ def run(
     device: Device = "auto",
     start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo from this stage on.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same flow on tiny data, in seconds.")] = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Make the student N times; the report has mean and spread.")
+    ] = 1,
     plugin: Plugins = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only.")] = False,
 ) -> None:
@@ -76,11 +79,13 @@ def run(
     folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
     with Screen(quiet) as screen:
         outcome = runner.run(
-            loaded, folder, device=device, start_from=start_from, smoke=smoke, plugins=plugin, emit=screen,
-            command=_command(pipeline, overrides, plugin, smoke),
+            loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=plugin, emit=screen,
+            command=_command(pipeline, overrides, plugin, smoke, seeds),
         )  # fmt: skip
     show_rows(outcome.report)
     typer.echo(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
+    for line in wording.over_seeds(outcome.report):
+        typer.echo(line)
     typer.echo(f"report: {outcome.folder / 'report.html'}")
     if outcome.failure is not None:
         raise outcome.failure
@@ -338,10 +343,12 @@ def _read(path: Path, overrides: list[str], plugin: list[Path]) -> Any:
     return read(path, overrides)
 
 
-def _command(pipeline: Path, overrides: list[str], plugin: list[Path], smoke: bool) -> str:
+def _command(pipeline: Path, overrides: list[str], plugin: list[Path], smoke: bool, seeds: int) -> str:
     import shlex
 
     words = ["compress", "run", str(pipeline)]
     words += [word for override in overrides for word in ("--set", override)]
     words += [word for file in plugin for word in ("--plugin", str(file))]
-    return shlex.join([*words, *(["--smoke"] if smoke else [])])
+    words += ["--smoke"] if smoke else []
+    words += ["--seeds", str(seeds)] if seeds > 1 else []
+    return shlex.join(words)

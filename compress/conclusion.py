@@ -19,7 +19,8 @@ from compress.measure.structure import NOT_JUDGED
 from compress.net import Net, build
 from compress.pipeline import Pipeline
 from compress.proof import Proof, Prover, require_agreement
-from compress.report import Curve, Layer, Report, UnderCorruption
+from compress.repeats import Repeated, over_seeds
+from compress.report import Curve, Layer, OverSeeds, Report, UnderCorruption
 from compress.row import Latency, Row
 from compress.sources import Sources
 from compress.stages import Distill
@@ -61,8 +62,11 @@ class Conclusion:
         """The images of the i-th net of the trail, the teachers being the first."""
         return self.sources.of_teacher(i) if i < len(self.sources.views) else self.data
 
-    def draw(self, trail: Sequence[Finished]) -> Outcome:
-        """Prove, time, judge; nothing is written but models, predictions and test images."""
+    def draw(self, trail: Sequence[Finished], again: Sequence[Sequence[Finished]] = ()) -> Outcome:
+        """Prove, time, judge; nothing is written but models, predictions and test images.
+
+        `again` has what further seeds made, without the teachers; `trail` alone is judged.
+        """
         names = unique_names(trail)
         files, variants = self.prove(trail, names)
         latency = self.timed({**files, **variants})
@@ -80,6 +84,7 @@ class Conclusion:
         if self.data.embedded:
             self.prover.write_test_images()
         robustness = self.robustness(trail, names, files)
+        seeds = self.over_seeds(trail, names, files, again, trained)
         report = Report(
             name=self.pipeline.name,
             verdict=verdict,
@@ -93,6 +98,7 @@ class Conclusion:
             layers=changed_layers(trail[-1].net),
             curves=tuple(Curve(n, result.curve) for n, result in zip(names, trail, strict=True) if result.curve),
             robustness=robustness,
+            seeds=seeds,
             warnings=tuple(self.warnings),
             notes=tuple(self.notes),
             pipeline_yaml=self.pipeline.as_yaml(),
@@ -139,6 +145,22 @@ class Conclusion:
             for i, (name, result) in enumerate(zip(names, trail, strict=True))
         ]
         return under_corruption(self.pipeline.robustness, subjects, self.prover, self.pipeline.seed, self.tell)
+
+    def over_seeds(
+        self,
+        trail: Sequence[Finished],
+        names: Sequence[str],
+        files: Mapping[str, Proof],
+        again: Sequence[Sequence[Finished]],
+        trained: bool,
+    ) -> tuple[OverSeeds, ...]:
+        """The accuracy of the baseline and of each stage's net over all seeds, where there was more than one."""
+        if not again:
+            return ()
+        own = slice(len(self.pipeline.teacher), None)
+        made = zip(names[own], trail[own], zip(*again, strict=True), strict=True)
+        nets = [Repeated(name, first, files[name], others) for name, first, others in made]
+        return over_seeds(nets, self.prover, self.tell, self.warn, judged=trained)
 
     def row(self, name: str, result: Finished, proof: Proof, latency: Latency, seconds: float) -> Row:
         """The line of a net in the report."""

@@ -77,6 +77,8 @@ class Screen:
         elif kind == "stage finished":
             self.close()
             self.say(f"[bold]{event['stage']}[/bold]: finished in {clock(event['seconds'])}")
+        elif kind == "seed":
+            self.say(f"seed {event['seed']} of 0 to {event['of'] - 1}")
         elif kind == "preflight":
             self.say("checking that every net can be built, pruned, quantized and exported")
         elif kind == "exporting":

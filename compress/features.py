@@ -1,6 +1,6 @@
 """Where in a net a loss looks: the layers that it names are found on an example, and watched while the net runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -48,6 +48,8 @@ def find(module: nn.Module, where: int | str, example: Tensor) -> list[Place]:
     calls = _calls(module, example)
     if isinstance(where, int):
         found = _stages(calls, tuple(example.shape))
+        if not found:
+            raise ConfigError(f"no stage {where}: none of its layers gives a map (channels, height, width)")
         position = where - 1 if where > 0 else where + len(found)
         if where == 0 or not 0 <= position < len(found):
             sizes = ", ".join(str(size) for _, size in found)
@@ -105,7 +107,7 @@ def _stages(calls: Sequence[_Call], image: tuple[int, ...]) -> list[tuple[Place,
     A container that halves the map once stands for all in it: a residual block halves on two branches, and a stage
     begins before both.
     """
-    found = [(Place(call.layer, input=True), call.taken[2]) for call in _halving("", calls) if call.taken != image]
+    found = [(Place(call.layer, input=True), call.taken[2]) for call in _halving("", calls, image)]
     maps = [call for call in calls if len(call.given) == 4]
     if not maps:
         return found
@@ -122,18 +124,22 @@ def _pooled(place: Place, calls: Sequence[_Call]) -> bool:
     return not any(issubclass(call.kind, nn.Conv2d) and len(call.given) == 4 for call in (*after, *inside))
 
 
-def _halving(parent: str, calls: Sequence[_Call]) -> Iterator[_Call]:
-    """The outermost layers under `parent` that make the map smaller once, in order."""
+def _halving(parent: str, calls: Sequence[_Call], image: tuple[int, ...]) -> Iterator[_Call]:
+    """The outermost layers under `parent` that make the map smaller once, in order, but for one that takes the image.
+
+    A container that takes the image is looked into: it may know something before it makes its map smaller.
+    """
     for child in _children(parent, calls):
         inside = [call for call in calls if call.layer.startswith(f"{child}.")]
         own = next((call for call in calls if call.layer == child), None)
         if own is not None and len(own.taken) == len(own.given) == 4:
             if not own.reduces:
                 continue  # what goes on inside, such as squeeze-and-excitation, does not change the resolution
-            if len({call.given[2] for call in inside if call.reduces and call.given[2] >= own.given[2]}) <= 1:
+            sizes = {call.given[2] for call in inside if call.reduces and call.given[2] >= own.given[2]}
+            if len(sizes) <= 1 and own.taken != image:
                 yield own
                 continue
-        yield from _halving(f"{child}.", inside)
+        yield from _halving(f"{child}.", inside, image)
 
 
 def _children(parent: str, calls: Sequence[_Call]) -> list[str]:
@@ -144,28 +150,24 @@ def _children(parent: str, calls: Sequence[_Call]) -> list[str]:
 
 @dataclass
 class Watch:
-    """Sees a net's features as it runs, between `with` and its end."""
+    """Sees a net's features as it runs, between `with` and its end.
+
+    The nets overwrite some of them where they stand, as activations and sums with `inplace` do: `overwritten` are the
+    places of which a copy is kept, see `watching`. Of a layer that is called several times the last call counts.
+    """
 
     module: nn.Module
     places: Mapping[str, Sequence[Place]]
+    overwritten: frozenset[Place] = frozenset()
     seen: dict[Place, Tensor] = field(default_factory=dict)
 
     @contextmanager
     def open(self) -> Iterator["Watch"]:
         """Hook the layers."""
-        layers = dict(self.module.named_modules())
-        handles: list[RemovableHandle] = []
-        for place in dict.fromkeys(place for group in self.places.values() for place in group):
-            layer = layers[place.layer]
-            if place.input:
-                handles.append(layer.register_forward_pre_hook(self._taken(place)))
-            else:
-                handles.append(layer.register_forward_hook(self._given(place)))
         try:
-            yield self
+            with _hooked(self.module, self.places, self._see):
+                yield self
         finally:
-            for handle in handles:
-                handle.remove()
             self.seen.clear()
 
     def outputs(self, logits: Tensor) -> Outputs:
@@ -174,8 +176,37 @@ class Watch:
         self.seen.clear()
         return Outputs(logits, features)
 
-    def _taken(self, place: Place) -> Any:
-        return lambda _, taken: self.seen.__setitem__(place, taken[0])
+    def _see(self, place: Place, features: Tensor) -> None:
+        self.seen[place] = features.clone() if place in self.overwritten else features
 
-    def _given(self, place: Place) -> Any:
-        return lambda _, __, given: self.seen.__setitem__(place, given)
+
+def watching(module: nn.Module, places: Mapping[str, Sequence[Place]], example: Tensor) -> Watch:
+    """Watches places in a net, having found out on an example what the net itself overwrites."""
+    seen: dict[Place, tuple[Tensor, int]] = {}
+
+    def see(place: Place, features: Tensor) -> None:
+        seen[place] = features, features._version
+
+    with _hooked(module, places, see), evaluating(module), torch.no_grad():
+        module(example)
+    return Watch(module, places, frozenset(place for place, (now, before) in seen.items() if now._version != before))
+
+
+@contextmanager
+def _hooked(
+    module: nn.Module, places: Mapping[str, Sequence[Place]], see: Callable[[Place, Tensor], None]
+) -> Iterator[None]:
+    """Tells `see` of what goes into the places' layers, or comes out of them, for the while."""
+    layers = dict(module.named_modules())
+    handles: list[RemovableHandle] = []
+    try:
+        for place in dict.fromkeys(place for group in places.values() for place in group):
+            layer = layers[place.layer]
+            if place.input:
+                handles.append(layer.register_forward_pre_hook(lambda _, taken, at=place: see(at, taken[0])))
+            else:
+                handles.append(layer.register_forward_hook(lambda _, __, given, at=place: see(at, given)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,5 +1,6 @@
 """Training images on their way to the device."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,13 +65,15 @@ class Feed:
             for indices in batches:
                 yield self.images[indices.numpy()].to(self.device)
             return
+        # A process with threads and a GPU must not be forked. The one that is loads all modules, once for all epochs.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         loader = DataLoader(
             _Batches(self.images, [indices.numpy() for indices in batches]),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            # A process with threads and a GPU must not be forked.
-            multiprocessing_context="forkserver",
+            multiprocessing_context=context,
         )
         for found in loader:
             if isinstance(found, DataError):

@@ -40,6 +40,9 @@ class Maker:
     content, the stage, the key of the net before, and the teacher's where a loss listens to it. A stage's randomness
     comes from its key, so a resumed run and a fresh one are the same; its folder's name also depends on the device and
     on the packages that build and cut nets.
+
+    `repeat` is 0 for the run itself. Any other number makes the baseline and the stages with other chance, from initial
+    weights drawn anew where none are given: all keys but the teachers' depend on it, and folders and stages bear it.
     """
 
     pipeline: Pipeline
@@ -50,6 +53,7 @@ class Maker:
     endings: Sequence[Ending | None]
     plugins: Sequence[Path] = ()
     warnings: list[str] = field(default_factory=list)
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         pipeline = self.pipeline
@@ -63,8 +67,16 @@ class Maker:
             made_of += [i] if i else []
             made_of += [view.fingerprint] if view else []
             self.teacher_keys.append(fingerprint(*made_of))
-        self.start_key = fingerprint(root, "student", model_key(pipeline.student))
+        # What the run itself is made of stays as it was.
+        again = [("repeat", self.repeat)] if self.repeat else []
+        self.start_key = fingerprint(root, "student", model_key(pipeline.student), *again)
+        self.start_seed = _seed(self.start_key) if self.repeat else pipeline.seed
+        self.mark = f"-seed-{self.repeat}" if self.repeat else ""
         self.baseline_key = fingerprint(self.start_key, "baseline", _dump(pipeline.baseline.training))
+
+    def repeats(self, count: int) -> list["Maker"]:
+        """`count` makers of which this is the first; all share the data and the teachers."""
+        return [self, *(replace(self, repeat=k) for k in range(1, count))]
 
     @property
     def distills_first(self) -> bool:
@@ -89,13 +101,15 @@ class Maker:
 
     def folders(self) -> dict[str, Path]:
         """The folder of every net of this run, by `teacher`, `baseline` and `<n>-<stage>`, in order."""
-        keys = dict(zip(self.pipeline.teacher_names, self.teacher_keys, strict=True))
-        keys["baseline"] = self.baseline_key
+        teachers = dict(zip(self.pipeline.teacher_names, self.teacher_keys, strict=True))
+        keys = {"baseline": self.baseline_key}
         for i, (stage, key) in enumerate(zip(self.pipeline.stages, self.keys(), strict=True)):
             keys[f"{i}-{stage.name}"] = key
         # These decide the bits as well, and yet a new version of one should not be another roll of the dice.
         made_with = version("torchvision"), version("torch-pruning"), self.device.type
-        return {label: self.out / "stages" / f"{label}-{fingerprint(key, made_with)}" for label, key in keys.items()}
+        names = {label: f"{label}-{fingerprint(key, made_with)}" for label, key in teachers.items()}
+        names |= {label: f"{label}{self.mark}-{fingerprint(key, made_with)}" for label, key in keys.items()}
+        return {label: self.out / "stages" / name for label, name in names.items()}
 
     def forget(self, start_from: str) -> None:
         """Throw away a stage's result and those of all that depend on it; raises ConfigError for an unknown name."""
@@ -117,24 +131,28 @@ class Maker:
         """Whether nothing is left to be made."""
         return all(folder.is_dir() for folder in self.folders().values())
 
-    def trail(self) -> list[Finished]:
-        """The teachers if there are any, the baseline, and one net a stage."""
+    def teachers(self) -> list[Finished]:
+        """The teachers, none where the pipeline has none."""
         pipeline, folders = self.pipeline, self.folders()
         made = []
         for i, (name, teacher) in enumerate(zip(pipeline.teacher_names, pipeline.teacher, strict=True)):
             env = self.env("teacher", self.teacher_keys[i], data=self.sources.of_teacher(i))
             make = partial(self.alone, teacher.model, teacher.training)
             made.append(self.finished_or(folders[name], make, self.teacher_keys[i], env))
-        teachers = tuple(result.net for result in made)
-        env = self.env("baseline", self.baseline_key)
-        make = partial(self.alone, pipeline.student, pipeline.baseline.training)
-        made.append(self.finished_or(folders["baseline"], make, self.baseline_key, env))
+        return made
+
+    def students(self, teachers: Sequence[Net]) -> list[Finished]:
+        """The baseline, and one net a stage."""
+        pipeline, folders = self.pipeline, self.folders()
+        env = self.env("baseline" + self.mark, self.baseline_key)
+        make = partial(self.alone, pipeline.student, pipeline.baseline.training, seed=self.start_seed)
+        made = [self.finished_or(folders["baseline"], make, self.baseline_key, env)]
         before = None if self.distills_first else made[-1].net
         for i, (stage, key) in enumerate(zip(pipeline.stages, self.keys(), strict=True)):
             env = self.env(
-                stage.name,
+                stage.name + self.mark,
                 key,
-                teachers=teachers,
+                teachers=tuple(teachers),
                 teacher_keys=tuple(self.teacher_keys),
                 views=self.sources.views,
                 augmented=tuple(t.view is None or t.view.augmented for t in pipeline.teacher),
@@ -154,25 +172,25 @@ class Maker:
     def env(self, stage: str, key: str, **more: Any) -> Env:
         """What a stage may use, as far as it does not depend on where its result is kept."""
         given: dict[str, Any] = {"data": self.data, "teachers": (), "out": self.out} | more
-        return Env(device=self.device, seed=int(key, 16) % 2**31, stage=stage, **given)
+        return Env(device=self.device, seed=_seed(key), stage=stage, **given)
 
     def staged(self, stage: Stage, before: Net | None, env: Env) -> Net:
         """What a stage makes of the net before it, or of the student as given."""
         if before is None:
             # The baseline is built from the same weights and has said what there is to say of them.
-            before = self.fresh(self.pipeline.student, lambda _: None, self.data)
+            before = self.fresh(self.pipeline.student, lambda _: None, self.data, self.start_seed)
         return stage(before, env)
 
-    def alone(self, model: Model, training: Training | None, env: Env) -> Net:
+    def alone(self, model: Model, training: Training | None, env: Env, *, seed: int | None = None) -> Net:
         """The teacher or the baseline: trained without a teacher, or left as its weights are."""
-        net = self.fresh(model, env.warn, env.data)
+        net = self.fresh(model, env.warn, env.data, self.pipeline.seed if seed is None else seed)
         if training is None:
             return replace(net, module=net.module.eval())
         return Train(training=training)(net, env)
 
-    def fresh(self, model: Model, warn: Callable[[str], None], data: Data) -> Net:
+    def fresh(self, model: Model, warn: Callable[[str], None], data: Data, seed: int) -> Net:
         """A model's net as given: built from the seed, its weights loaded if it has any."""
-        net = build(spec_of(model, data), self.pipeline.seed)
+        net = build(spec_of(model, data), seed)
         probe(net)
         if model.weights is not None:
             for remark in load_weights(net.module, model.architecture.name, model.weights, keep_head=model.keep_head):
@@ -231,6 +249,10 @@ def model_key(model: Model) -> str:
         with path.open("rb") as file:
             content.append(hashlib.file_digest(file, "sha256").hexdigest())
     return fingerprint(model.written(), content[0] if len(content) == 1 else content or None)
+
+
+def _seed(key: str) -> int:
+    return int(key, 16) % 2**31
 
 
 def _dump(training: Training | None) -> Any:

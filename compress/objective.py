@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.data.base import Data
 from compress.edits.graph import evaluating
 from compress.errors import ConfigError
-from compress.features import Place, Watch, find
+from compress.features import Place, Watch, find, watching
 from compress.losses.base import UNLABELLED, Batch, Lesson, Loss, Outputs, Term
 from compress.losses.layers import Pair, Where, key
 from compress.targets import Targets
@@ -66,14 +66,16 @@ class Objective:
         self.layered = [loss for loss in self.losses if getattr(loss, "layers", ())]
         taught = any(loss.needs_teacher for loss in self.losses)
         self.tutors = self.tutors if taught else ()
+        problems: list[str] = []
         with evaluating(self.module):
-            self.watches = self._watches()
+            self.watches = self._watches(problems)
             example = self._example()
-        self._check_classes(example)
-        lesson = Lesson(example, self.data.samples, self.data.classes, torch.from_numpy(self.data.labels))
-        problems = [f"losses.{loss.name}: {said}" for loss in self.losses if (said := _objection(loss, lesson))]
+        problems += self._other_classes(example)
+        if not problems:  # a loss can say what it thinks of features only where they are there
+            lesson = Lesson(example, self.data.samples, self.data.classes, torch.from_numpy(self.data.labels))
+            problems += [f"losses.{loss.name}: {said}" for loss in self.losses if (said := _objection(loss, lesson))]
         if problems:
-            raise ConfigError("\n  ".join(problems))
+            raise ConfigError("\n  ".join(dict.fromkeys(problems)))
         self.terms = [loss.build(lesson).to(self.device) if hasattr(loss, "build") else loss for loss in self.losses]
 
     @property
@@ -89,7 +91,7 @@ class Objective:
     @property
     def runs_teachers(self) -> bool:
         """Whether any teacher has to run: for its features, or because its outputs are not kept."""
-        return any(self.watches[1:]) or any(tutor.targets is None for tutor in self.tutors)
+        return any(watch.places for watch in self.watches[1:]) or any(tutor.targets is None for tutor in self.tutors)
 
     @contextmanager
     def open(self) -> Iterator["Objective"]:
@@ -124,12 +126,11 @@ class Objective:
                 total = total + weight * value
         return Sum(total, tuple(terms), student.logits)
 
-    def _watches(self) -> list[Watch]:
-        """One for the student and one for each teacher, with the layers that the losses look at."""
+    def _watches(self, problems: list[str]) -> list[Watch]:
+        """One for the student and one for each teacher, with the layers that the losses look at, as far as found."""
         nets: list[tuple[str, nn.Module, Data]] = [("student", self.module, self.data)]
         nets += [(_role(i, self.tutors), tutor.module, tutor.data or self.data) for i, tutor in enumerate(self.tutors)]
         places: list[dict[str, list[Place]]] = [{} for _ in nets]
-        problems = []
         for loss in self.layered:
             for where in loss.layers:  # type: ignore[attr-defined]
                 for found, (role, module, data) in zip(places, nets, strict=True):
@@ -140,9 +141,9 @@ class Objective:
                     except ConfigError as error:
                         problems.append(f"losses.{loss.name}.layers: {role}: {error}")
         problems += _unequal(places, nets)
-        if problems:
-            raise ConfigError("\n  ".join(dict.fromkeys(problems)))
-        return [Watch(module, found) for found, (_, module, _) in zip(places, nets, strict=True)]
+        return [
+            watching(module, found, _blank(data, module)) for found, (_, module, data) in zip(places, nets, strict=True)
+        ]
 
     def _example(self) -> Batch:
         """What the nets say of two black images."""
@@ -158,15 +159,18 @@ class Objective:
         labels = torch.zeros(2, dtype=torch.int64, device=inputs.device)
         return Batch(outputs[0], tuple(outputs[1:]), labels, torch.arange(2), 0, self.label_smoothing, inputs)
 
-    def _check_classes(self, example: Batch) -> None:
+    def _other_classes(self, example: Batch) -> Iterator[str]:
+        """Teachers that know other classes, and a blend for another number of teachers."""
         for i, teacher in enumerate(example.teachers):
             if teacher.logits.shape != example.student.logits.shape:
-                raise ConfigError(
+                yield (
                     f"{_role(i, self.tutors)}: it knows {teacher.logits.shape[1]} classes and the student "
                     f"{example.student.logits.shape[1]}; a teacher must have been trained on the student's classes"
                 )
-        if isinstance(self.blend, tuple) and len(self.blend) != len(self.tutors):
-            raise ConfigError(f"blend: {len(self.blend)} weights for {len(self.tutors)} teachers; give one for each")
+        if isinstance(self.blend, tuple) and self.tutors and len(self.blend) != len(self.tutors):
+            weights = "1 weight" if len(self.blend) == 1 else f"{len(self.blend)} weights"
+            teachers = "1 teacher" if len(self.tutors) == 1 else f"{len(self.tutors)} teachers"
+            yield f"blend: {weights} for {teachers}; give one for each"
 
 
 def shares_of(blend: Blend, taught: Sequence[Outputs], labels: Tensor | None) -> Tensor | None:

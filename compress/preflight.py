@@ -12,7 +12,8 @@ from compress.objective import Objective
 from compress.pipeline import Model, Pipeline
 from compress.proof import Prover
 from compress.sources import Sources
-from compress.stages import Distill, Ending, Env, Stage, untrained
+from compress.stages import BornAgain, Distill, Ending, Env, Mutual, Stage, untrained
+from compress.stages.born_again import taught_by
 from compress.weights import load_weights
 
 IMAGES = 32
@@ -53,6 +54,10 @@ def rehearse_losses(stage: Stage, net: Net, env: Env) -> None:
 
     Stages that change the net before they train are seen to when they do.
     """
+    if isinstance(stage, BornAgain):
+        Objective(net.module, env.data, stage.losses, taught_by(net, env).tutors(), env.device)
+    if isinstance(stage, Mutual):
+        Objective(net.module, env.data, stage.losses, env.tutors(), env.device)
     if not isinstance(stage, Distill):
         return
     for part in stage.parts:

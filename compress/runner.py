@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from compress.ending import endings_of
 from compress.errors import BusyError, ConfigError, ResourceError
 from compress.events import Event, Listener, ignore
 from compress.export.targets import TARGETS
+from compress.kept import Finished
 from compress.making import Maker
 from compress.pipeline import Pipeline
 from compress.preflight import preflight
 from compress.proof import Prover
+from compress.repeats import name_of_repeat
 from compress.report import write
 from compress.smoke import few_images, for_smoke
 from compress.sources import load
@@ -32,6 +35,7 @@ def run(
     device: str = "auto",
     start_from: str | None = None,
     smoke: bool = False,
+    seeds: int = 1,
     plugins: Sequence[Path] = (),
     emit: Listener = ignore,
     command: str = "",
@@ -39,10 +43,14 @@ def run(
     """Run a pipeline in the folder `out`, taking over every stage that was finished there with the same key.
 
     `start_from` names a stage (or teacher, or baseline) to redo with all that depends on it. `smoke` runs the same flow
-    on a handful of images for one epoch a stage. `plugins` are the files that were loaded as such: the report names
-    them, and a changed one makes all stages run again. Raises CompressError of every kind; a missed budget and a file
-    that disagrees with its net are in the outcome instead, with everything written.
+    on a handful of images for one epoch a stage. `seeds` is how many times all but the teachers is made, each time from
+    other initial weights and with other chance: the first is the run, the others give its figures a mean and a spread.
+    `plugins` are the files that were loaded as such: the report names them, and a changed one makes all stages run
+    again. Raises CompressError of every kind; a missed budget and a file that disagrees with its net are in the outcome
+    instead, with everything written.
     """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: should be 1 or more, as many times as the student is to be made")
     chosen = pick_device(device)
     make_folder(out)
     with locked(out), _EventFile(out / "events.jsonl", emit) as tell:
@@ -58,15 +66,12 @@ def run(
         (out / "pipeline.yaml").write_text(pipeline.as_yaml(), encoding="utf-8")
         prover = Prover(out, data, pipeline.export, chosen, about(pipeline))
         endings = [None if smoke else each for each in endings_of(pipeline, data, prover)]
-        maker = Maker(pipeline, sources, out, chosen, tell, endings, plugins, warnings)
-        if start_from is not None:
-            maker.forget(start_from)
-        if not maker.all_there():
-            tell({"event": "preflight"})
-            preflight(pipeline, sources, prover, endings)
-        trail = maker.trail()
+        makers = Maker(pipeline, sources, out, chosen, tell, endings, plugins, warnings).repeats(seeds)
+        check = partial(preflight, pipeline, sources, prover, endings)
+        trail, again = trails(makers, start_from, check, tell)
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
-        outcome = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes).draw(trail)
+        conclusion = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes)
+        outcome = conclusion.draw(trail, again)
         beside = TARGETS[pipeline.export.target].format
         remove_stale(out, outcome, data, (beside,) if beside else ())
         write(outcome.report, out)
@@ -74,6 +79,29 @@ def run(
             "event": "finished", "verdict": outcome.report.verdict, "exit_code": outcome.exit_code, "time": time.time()
         })  # fmt: skip
         return outcome
+
+
+def trails(
+    makers: Sequence[Maker], start_from: str | None, check: Callable[[], None], tell: Listener
+) -> tuple[list[Finished], list[list[Finished]]]:
+    """The run's nets, the teachers first; and for each further seed its own, without the teachers that all share.
+
+    `check` is called before anything is made.
+    """
+    if start_from is not None:
+        for maker in makers:
+            maker.forget(start_from)
+    if not all(maker.all_there() for maker in makers):
+        tell({"event": "preflight"})
+        check()
+    teachers = makers[0].teachers()
+    nets = [result.net for result in teachers]
+    made = []
+    for maker in makers:
+        if len(makers) > 1:
+            tell({"event": "seed", "seed": maker.repeat, "of": len(makers)})
+        made.append(maker.students(nets))
+    return [*teachers, *made[0]], made[1:]
 
 
 def about(pipeline: Pipeline) -> dict[str, str]:
@@ -89,9 +117,12 @@ def remove_stale(out: Path, outcome: Outcome, data: Data, forms: tuple[str, ...]
     """
     rows = (*outcome.report.rows, *outcome.report.alternatives)
     current = {out / row.onnx for row in rows} | {out / "predictions" / f"{row.net}.csv" for row in rows}
+    for each in outcome.report.seeds:
+        current |= {out / path for path in each.onnx}
+        current |= {out / "predictions" / f"{name_of_repeat(each.net, k)}.csv" for k in range(1, len(each.onnx))}
     current |= {path.with_suffix(form) for path in current for form in forms}
     models = {path for kind in (".onnx", ".ort") for path in (out / "models").rglob(f"*{kind}")}
-    for old in {*models, *(out / "predictions").glob("*.csv")} - current:
+    for old in {*models, *(out / "predictions").rglob("*.csv")} - current:
         old.unlink()
     if not data.embedded:
         (out / "test.npz").unlink(missing_ok=True)

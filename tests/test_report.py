@@ -164,7 +164,7 @@ def test_json_has_exactly_the_promised_keys(written: dict[str, Path]) -> None:
     promised = ["name", "verdict", "budget", "rows", "alternatives", "baseline", "teacher", "environment"]
     assert list(content)[:8] == promised
     assert set(content) - set(promised) == {
-        "sentence", "data", "layers", "curves", "robustness", "warnings", "notes", "pipeline_yaml", "command",
+        "sentence", "data", "layers", "curves", "robustness", "seeds", "warnings", "notes", "pipeline_yaml", "command",
     }  # fmt: skip
     assert content["budget"][1] == {
         "limit": "max_bytes",

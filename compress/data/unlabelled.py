@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,15 +63,23 @@ class Unlabelled(Config):
 def _array(path: Path) -> np.ndarray:
     """The archive's images."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files if name == "images"}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\3\4":
+                raise DataError(f"unlabelled: {path} is not an .npz archive; write it with numpy.savez")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as found:
+                images = found["images"] if "images" in found.files else None
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"unlabelled: {path} cannot be read as an .npz archive: {error}") from None
-    images: np.ndarray | None = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
-        seen = "no images" if images is None else f"images of {images.dtype} {images.shape}"
-        raise DataError(f"unlabelled: {path} holds {seen}; `images` must be uint8 (n, H, W) or (n, H, W, 1 or 3)")
-    return images
+    if images is None:
+        raise DataError(f"unlabelled: {path} holds no array `images`; it must be uint8 (n, H, W) or (n, H, W, 1 or 3)")
+    grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not grey_or_colour or 0 in images.shape:
+        seen = f"{images.dtype} {images.shape}"
+        raise DataError(
+            f"unlabelled: {path} holds `images` of {seen}; they must be uint8 (n, H, W) or (n, H, W, 1 or 3)"
+        )
+    return images  # type: ignore[no-any-return]
 
 
 def _digest(image: np.ndarray) -> bytes:

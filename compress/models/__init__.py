@@ -4,9 +4,10 @@ from compress.models.base import Architecture
 from compress.models.cifar import MobileNetV2Cifar, ResNet50Cifar
 from compress.models.mobilenet_blocks import MobileNetBlocks
 from compress.models.mobilenet_v1 import MobileNetV1
+from compress.models.plain_cnn import PlainCNN
 from compress.models.torchvision import TORCHVISION
 
 __all__ = ["MODELS", "Architecture"]
 
-OURS: tuple[type[Architecture], ...] = (MobileNetV1, MobileNetBlocks, MobileNetV2Cifar, ResNet50Cifar)
+OURS: tuple[type[Architecture], ...] = (MobileNetV1, MobileNetBlocks, MobileNetV2Cifar, ResNet50Cifar, PlainCNN)
 MODELS: dict[str, type[Architecture]] = {model.name: model for model in OURS} | TORCHVISION

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from compress.errors import ResourceError
 from compress.report import html, json, markdown, pictures
-from compress.report.content import Curve, Layer, Limit, Report, UnderCorruption, Verdict
+from compress.report.content import Curve, Layer, Limit, OverSeeds, Report, UnderCorruption, Verdict
 from compress.report.json import read
 
-__all__ = ["Curve", "Layer", "Limit", "Report", "UnderCorruption", "Verdict", "read", "write"]
+__all__ = ["Curve", "Layer", "Limit", "OverSeeds", "Report", "UnderCorruption", "Verdict", "read", "write"]
 
 
 def write(report: Report, folder: Path) -> None:

@@ -1,14 +1,16 @@
 """Several runs side by side, as plain data: every net with its gain, what can be compared, and the Pareto fronts."""
 
-import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import yaml
 
 from compress.measure.accuracy import wilson
 from compress.report.content import Report, Verdict
+from compress.report.wording import SLOWER
 from compress.row import Row
 
 
@@ -20,7 +22,8 @@ class Entry:
     the run's own baseline, None for what did not come out of the student, and where nothing was trained. `comparable`
     says that the net was trained and tested on the images that most runs were tested on, `timed` that its latency was
     measured where and how most were; `smallest` and `fastest` that it is on the front of accuracy against bytes or
-    latency: among those that are comparable none is at least as good in both and better in one.
+    latency: among those that are comparable none is at least as good in both and better in one, latencies
+    within 2 % being equal.
     """
 
     run: str
@@ -91,25 +94,28 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
         for entry in _entries(name, report, name in comparable, machine(report) == clock, alone=len(reports) == 1)
     )
     small = front(entries, lambda e: e.bytes, lambda e: e.comparable)
-    fast = front(entries, lambda e: e.latency_ms, lambda e: e.comparable and e.timed)
+    fast = front(entries, lambda e: e.latency_ms, lambda e: e.comparable and e.timed, SLOWER)
     entries = tuple(replace(entry, smallest=entry in small, fastest=entry in fast) for entry in entries)
     runs = tuple(_run(name, report) for name, report in reports.items())
     return Comparison(runs, entries, tuple(_warnings(reports, data, clock)))
 
 
 def front(
-    entries: Sequence[Entry], cost: Callable[[Entry], float], admitted: Callable[[Entry], bool]
+    entries: Sequence[Entry], cost: Callable[[Entry], float], admitted: Callable[[Entry], bool], slack: float = 1.0
 ) -> frozenset[Entry]:
-    """The Pareto front: the admitted ones that no other equals or beats in both accuracy and cost and beats in one."""
-    best = -math.inf
-    found: list[Entry] = []
-    ordered = sorted(filter(admitted, entries), key=lambda entry: (cost(entry), -entry.top1))
-    for entry in ordered:
-        same = bool(found) and (entry.top1, cost(entry)) == (found[-1].top1, cost(found[-1]))
-        if entry.top1 > best or same:
-            found.append(entry)
-            best = entry.top1
-    return frozenset(found)
+    """The Pareto front: the admitted ones that no other equals or beats in both accuracy and cost and beats in one.
+
+    Costs whose ratio is at most `slack` count as equal.
+    """
+    ordered = sorted(filter(admitted, entries), key=cost)
+    costs = [cost(entry) for entry in ordered]
+    best = list(accumulate((entry.top1 for entry in ordered), max))  # of an entry and all that cost less
+
+    def beaten(entry: Entry) -> bool:
+        as_cheap, cheaper = bisect_right(costs, cost(entry) * slack), bisect_left(costs, cost(entry) / slack)
+        return best[as_cheap - 1] > entry.top1 or (cheaper > 0 and best[cheaper - 1] >= entry.top1)
+
+    return frozenset(entry for entry in ordered if not beaten(entry))
 
 
 def data_of(report: Report) -> str:
@@ -138,7 +144,7 @@ def _entries(run: str, report: Report, comparable: bool, timed: bool, *, alone: 
             run=run,
             net=row.net,
             label=row.net if alone else f"{run}/{row.net}",
-            role=_role(report, row),
+            role=report.role(row),
             top1=row.top1_onnx,
             low=low,
             high=high,
@@ -156,7 +162,7 @@ def _entries(run: str, report: Report, comparable: bool, timed: bool, *, alone: 
 
 
 def _run(name: str, report: Report) -> Run:
-    teachers = [row.net for row in report.rows if _role(report, row) == "teacher"]
+    teachers = [row.net for row in report.rows if report.role(row) == "teacher"]
     distilled = None
     for row in report.rows:
         distilled = row if row.stage == "distill" else distilled
@@ -180,18 +186,13 @@ def _run(name: str, report: Report) -> Run:
 
 
 def _gain(report: Report, row: Row) -> float | None:
-    if report.verdict == "untrained" or _role(report, row) in ("teacher", "baseline"):
+    if report.verdict == "untrained" or report.role(row) in ("teacher", "baseline"):
         return None
     return row.top1_onnx - report.baseline_row.top1_onnx
 
 
-def _role(report: Report, row: Row) -> str:
-    # Of several teachers a report names the first.
-    return "teacher" if row.stage == "teacher" else report.role(row)
-
-
 def _best_teacher(report: Report) -> float | None:
-    return max((row.top1_onnx for row in report.rows if _role(report, row) == "teacher"), default=None)
+    return max((row.top1_onnx for row in report.rows if report.role(row) == "teacher"), default=None)
 
 
 def _model(report: Report, key: str) -> str:

@@ -49,7 +49,7 @@ NOTES = (
     "Gains are points of top-1 against the run's own baseline, the same student trained alone. A gain that is small "
     "beside the 95 % intervals (Wilson) may be chance.",
     "A net is on a front if none that can be compared with it is at least as good in accuracy and in size (or median "
-    "latency), and better in one.",
+    "latency), and better in one. Latencies within 2 % count as equal.",
     "A run's own files took turns when they were timed, those of different runs did not: small differences between "
     "runs may be the machine's mood. compress benchmark times any files in turns.",
 )

@@ -60,12 +60,32 @@ class UnderCorruption:
 
 
 @dataclass(frozen=True)
+class OverSeeds:
+    """Top-1 (per cent) of the files of one net that was made once for each seed; the first is the run's own.
+
+    `onnx` names the files, relative to the run folder. `std` is the sample standard deviation, `standard_error` that of
+    the mean. `gain` is the mean difference (points) to the baseline of the same seed, with the standard error of these
+    paired differences; both are None for the baseline.
+    """
+
+    net: str
+    values: tuple[float, ...]
+    onnx: tuple[str, ...]
+    mean: float
+    std: float
+    standard_error: float
+    gain: float | None
+    gain_standard_error: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the three reports show.
 
     `rows` are in order the teacher, the baseline, then one for each stage; the last is the result.
-    `alternatives` were measured beside the way; `robustness` has a line for each of the rows, or none.
-    `baseline` and `teacher` name rows by their `net`.
+    `alternatives` were measured beside the way; `robustness` has a line for each of the rows, or none; `seeds` has one
+    for the baseline and each stage, or none where there was one seed.
+    `baseline` and `teacher` name rows by their `net`, of several teachers the best.
     `environment` and `data` hold the keys of report.json; of `data` the keys `name`, `classes`,
     `class_names`, `sizes` (images of each split) and `image` (channels, height, width) are known by name.
     `warnings` are shown first, `notes` last; `command` runs the same thing again.
@@ -85,6 +105,7 @@ class Report:
     layers: tuple[Layer, ...] = ()
     curves: tuple[Curve, ...] = ()
     robustness: tuple[UnderCorruption, ...] = ()
+    seeds: tuple[OverSeeds, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pipeline_yaml: str = ""
@@ -117,7 +138,7 @@ class Report:
         """What a row is here: teacher, baseline, alternative, result or stage."""
         if row in self.alternatives:
             return "alternative"
-        if row.net == self.teacher:
+        if row.net == self.teacher or row.stage == "teacher":  # of several the best is named
             return "teacher"
         if row.net == self.baseline:
             return "baseline"

@@ -40,6 +40,11 @@ def render(report: Report, pictures: Collection[str]) -> str:
     if report.robustness:
         parts += ["## On corrupted images", _table(tables.robustness(report), numeric_from=1)]
         parts += [escaped(text) for text in (wording.robustness(report), wording.severity(report)) if text]
+    if report.seeds:
+        parts += ["## Over several seeds", _table(tables.seeds(report), numeric_from=1)]
+        if sentences := wording.over_seeds(report):
+            parts.append(_bullets(sentences))
+        parts.append(escaped(wording.spread(report)))
     parts += ["## Where this comes from", _table(tables.environment(report)), _table(tables.data(report))]
     if report.notes:
         parts += ["### Notes", _bullets(report.notes)]

@@ -76,3 +76,12 @@ def points(value: float) -> str:
     rounded = round(value, 1)
     sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"
     return f"{sign}{abs(rounded):.1f} points"
+
+
+def uncertain(value: Figure, error: Figure, *, signed: bool = False) -> str:
+    """A figure and its standard error: 96.10 ± 0.20, signed +0.83 ± 0.21."""
+    if value is None or error is None or not math.isfinite(value) or not math.isfinite(error):
+        return MISSING
+    rounded = round(value, 2)
+    sign = "−" if rounded < 0 else "+" if signed and rounded > 0 else ""
+    return f"{sign}{abs(rounded):.2f} ± {error:.2f}"

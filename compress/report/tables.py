@@ -145,6 +145,22 @@ def robustness(report: Report) -> Table:
     return Table("Top-1 of each file on clean and on corrupted test images", head, body)
 
 
+def seeds(report: Report) -> Table:
+    """Accuracy of each net's files over several seeds, and the gain over the baseline of the same seed."""
+    head = ("Net", "Each seed (%)", "Mean ± standard error (%)", "Standard deviation", "Against the baseline (points)")
+    body = tuple(
+        (
+            line.net,
+            ", ".join(f"{value:.2f}" for value in line.values),
+            numbers.uncertain(line.mean, line.standard_error),
+            f"{line.std:.2f}",
+            numbers.uncertain(line.gain, line.gain_standard_error, signed=True),
+        )
+        for line in report.seeds
+    )
+    return Table("Top-1 of the files of each seed", head, body)
+
+
 def environment(report: Report) -> Table:
     """The machine, the versions and the fingerprints."""
     return Table("Machine and versions", ("What", "Value"), _pairs(report.environment))

@@ -61,6 +61,10 @@ def sentence(report: Report) -> str:
 
 def judgement(report: Report) -> str:
     """What the verdict rests on."""
+    return " ".join(filter(None, (_judged(report), _first_seed(report))))
+
+
+def _judged(report: Report) -> str:
     missed = [LIMITS.get(limit.limit, limit.limit) for limit in report.budget if not limit.ok]
     total = len(report.budget)
     if report.verdict == "untrained":
@@ -132,6 +136,42 @@ def severity(report: Report) -> str:
     return (
         f"Corruptions after Hendrycks and Dietterich (2019, arXiv:1903.12261), severity {shown} of 5, and no other. "
         "Their benchmarks' scores are means over all five and over fifteen corruptions, and cannot be read off here."
+    )
+
+
+def over_seeds(report: Report) -> tuple[str, ...]:
+    """What each stage gained over the baseline, a sentence a stage; none where there was one seed."""
+    if report.seeds and report.verdict == "untrained":
+        return ("Nothing was trained and no weights were given, so these accuracies mean nothing.",)
+    reference = next((line.values for line in report.seeds if line.net == report.baseline), ())
+    found = []
+    for line in report.seeds:
+        if line.gain is None or line.gain_standard_error is None:
+            continue
+        count, gain = len(line.values), round(line.gain, 2)
+        how = f"{abs(gain):.2f} ± {line.gain_standard_error:.2f} points"
+        where = f"{how} {'above' if gain > 0 else 'below'} the baseline" if gain else f"level with the baseline ({how})"
+        better = sum(mine > theirs for mine, theirs in zip(line.values, reference, strict=True))
+        found.append(f"Over {count} seeds {line.net} is {where}, better with {better} of {count}.")
+    return tuple(found)
+
+
+def spread(report: Report) -> str:
+    """What seeds share, what ± means and what it leaves out."""
+    return (
+        "A seed decides the weights that are drawn and all chance in training; data and teachers are the same, and the "
+        "first seed is the run shown above. ± is the standard error over the seeds: of the mean, and against the "
+        "baseline of the differences between nets of the same seed. That the test images are a sample is not in it."
+    )
+
+
+def _first_seed(report: Report) -> str:
+    line = next((line for line in report.seeds if line.net == report.result.net), None)
+    if line is None or report.verdict == "untrained":
+        return ""
+    return (
+        f"Judged is the first of {len(line.values)} seeds ({numbers.percent(line.values[0])}); the mean of all is "
+        f"{numbers.uncertain(line.mean, line.standard_error)} %."
     )
 
 

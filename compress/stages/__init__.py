@@ -1,8 +1,10 @@
 """Stages. To add one: write a file beside distill.py, add its class to the tuple below."""
 
 from compress.stages.base import Ending, Env, Stage, untrained
+from compress.stages.born_again import BornAgain
 from compress.stages.distill import Distill
 from compress.stages.factorize import Factorize
+from compress.stages.mutual import Mutual
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.search import Search
@@ -12,10 +14,12 @@ from compress.stages.train import Train
 
 __all__ = [
     "STAGES",
+    "BornAgain",
     "Distill",
     "Ending",
     "Env",
     "Factorize",
+    "Mutual",
     "Prune",
     "Quantize",
     "Search",
@@ -27,5 +31,6 @@ __all__ = [
 ]
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Train, Distill, Prune, Factorize, Search, Sparsify, Quantize, Sensitivity)
+    stage.name: stage
+    for stage in (Train, Distill, Mutual, BornAgain, Prune, Factorize, Search, Sparsify, Quantize, Sensitivity)
 }

@@ -123,7 +123,7 @@ def trainings_of(stage: "Stage") -> tuple[Training, ...]:
 
 
 def losses_of(stage: "Stage") -> tuple[Loss, ...]:
-    """Every loss that a stage minimises."""
+    """Every loss that a stage minimises; one that brings its own teachers leaves out those that listen to them."""
     return getattr(stage, "all_losses", stage.losses or ())
 
 

@@ -1,5 +1,6 @@
 """Where a training's soft labels come from: teachers that run beside the student, or their outputs kept on disk."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from compress.feed import joined
 from compress.losses.base import Loss
 from compress.objective import Tutor
 from compress.recipe import Training
+from compress.target_files import Layout
 from compress.targets import compute, find, layout_for
 
 ASKED_TOGETHER = 512  # images a teacher sees at once where its outputs are kept
@@ -70,8 +72,7 @@ class SoftLabels:
 
     def count(self, training: Training, data: Data) -> int:
         """How many views of an image are kept."""
-        every = views(training.augment, data.mirror, data.image[-1]) or 1
-        return min(self.views or every, every)
+        return self.layout(training, data).views
 
     def describe(self, losses: Sequence[Loss], training: Training, data: Data) -> str | None:
         """In a few words what happens, None where no teacher is listened to."""
@@ -84,8 +85,12 @@ class SoftLabels:
 
     def bytes(self, training: Training, data: Data) -> int:
         """What is kept of one teacher takes on disk."""
-        kind, mirror, size = training.augment, data.mirror, data.image[-1]
-        return layout_for(data.samples, data.classes, kind, mirror, size, self.views).bytes
+        return self.layout(training, data).bytes
+
+    def layout(self, training: Training, data: Data) -> Layout:
+        """What is kept of one teacher; ValueError where there is no end to the views."""
+        size = data.image[-1]
+        return layout_for(data.samples, data.classes, training.augment, data.mirror, size, self.views)
 
 
 def with_targets(
@@ -109,7 +114,9 @@ def with_targets(
         seen = tutor.data or data
         kind = chosen(training.augment, data.mirror, data.image[-1])
         # The student's views are chosen by the data alone, so that several teachers are asked for the same ones.
-        key = fingerprint("targets", teacher_key, seen.fingerprint, data.fingerprint, kind, soft.views, device.type)
+        # A key says how a teacher was made, which on a GPU gives other weights each time.
+        made = teacher_key, content(tutor.module)
+        key = fingerprint("targets", *made, seen.fingerprint, data.fingerprint, kind, soft.views, device.type)
         drawn_by = int(fingerprint(data.fingerprint, kind, soft.views), 16) % 2**31
         targets, reason = find(folder, key)
         if reason is not None:
@@ -132,6 +139,15 @@ def with_targets(
             )
         found.append(replace(tutor, targets=targets.to(device)))
     return found
+
+
+def content(module: nn.Module) -> str:
+    """A hash of all weights and statistics."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _asking(module: nn.Module, data: Data, device: torch.device) -> Callable[[Tensor], Tensor]:
