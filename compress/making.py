@@ -20,6 +20,7 @@ from compress.errors import ArtifactError, ConfigError
 from compress.events import Event, Listener
 from compress.kept import Finished
 from compress.net import Net, build, probe
+from compress.objective import Blend
 from compress.pipeline import Model, Pipeline
 from compress.preflight import spec_of
 from compress.recipe import Training
@@ -158,6 +159,7 @@ class Maker:
                 augmented=tuple(t.view is None or t.view.augmented for t in pipeline.teacher),
                 ending=self.endings[i],
                 soft_labels=self.soft_labels(i),
+                blend=self.blend(i),
             )
             make = partial(self.staged, stage, before)
             made.append(self.finished_or(folders[f"{i}-{stage.name}"], make, key, env))
@@ -168,6 +170,11 @@ class Maker:
         """Where a stage's soft labels come from unless it says so: as in the last distill stage before it."""
         earlier = [stage.soft_labels for stage in self.pipeline.stages[:i] if isinstance(stage, Distill)]
         return replace(earlier[-1], asked=False) if earlier else SoftLabels()
+
+    def blend(self, i: int) -> Blend:
+        """How several teachers count in a stage unless it says so: as in the last distill stage before it."""
+        earlier = [stage.blend for stage in self.pipeline.stages[:i] if isinstance(stage, Distill)]
+        return earlier[-1] if earlier else "mean"
 
     def env(self, stage: str, key: str, **more: Any) -> Env:
         """What a stage may use, as far as it does not depend on where its result is kept."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     GetCoreSchemaHandler,
     ValidationError,
@@ -16,6 +17,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from compress.config import Config, OneOf, as_named, described, fingerprint, no_such_key, relocated
 from compress.data import DATASETS, Dataset
+from compress.data.base import Channel, Deviation, one_for_all
 from compress.data.unlabelled import Unlabelled
 from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export
@@ -96,8 +98,8 @@ class View(Config):
 
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     channels: Literal[1, 3] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all)] = None
+    std: Annotated[tuple[Deviation, ...] | None, BeforeValidator(one_for_all)] = None
     resize: Literal["squash", "crop", "letterbox"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     augmented: bool = True
@@ -285,7 +287,7 @@ def resolved(pipeline: Pipeline) -> Pipeline:
         update["baseline"] = Baseline(training=baseline_training(pipeline))
     update["teacher"] = tuple(
         t.model_copy(update={"training": Training()}) if t.training is None and t.model.weights is None else t
-        for t in pipeline.teacher
+        for t in (_with_own_preprocessing(teacher, pipeline.data) for teacher in pipeline.teacher)
     )
     update["data"] = _with_preprocessing(pipeline)
     return pipeline.model_copy(update=update)
@@ -331,6 +333,21 @@ def _with_preprocessing(pipeline: Pipeline) -> Dataset:
     brought = {key: value for key, value in vars(found).items() if key in type(data).model_fields}
     chosen: Dataset = data.model_copy(update={k: v for k, v in brought.items() if k not in data.model_fields_set})
     return chosen
+
+
+def _with_own_preprocessing(teacher: Teacher, data: Dataset) -> Teacher:
+    """A teacher with a view, into which its published weights bring their preprocessing where the file gives none."""
+    view = teacher.view
+    try:
+        found = teacher.model.preprocessing
+    except ModelError:
+        return teacher  # reported with the other contradictions
+    if view is None or found is None:
+        return teacher
+    if (view.channels or getattr(data, "channels", 3)) == 1:
+        found = found.grey()
+    brought = {key: value for key, value in vars(found).items() if getattr(view, key) is None}
+    return teacher.model_copy(update={"view": view.model_copy(update=brought)})
 
 
 def contradictions(pipeline: Pipeline) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -23,7 +24,7 @@ def preflight(pipeline: Pipeline, sources: Sources, prover: Prover, endings: Seq
     """Build every net untrained, put the student through all stages without training, export and judge the graphs.
 
     `endings` tell each stage what the file of a net would cost, if there is time to measure. Raises what the real thing
-    would: ModelError, ConfigError or ExportError.
+    would: ModelError, ConfigError, ExportError or ResourceError.
     """
     few = sources.smaller(IMAGES)
     teachers = [ready(t.model, sources.of_teacher(i), pipeline.seed) for i, t in enumerate(pipeline.teacher)]
@@ -45,8 +46,17 @@ def preflight(pipeline: Pipeline, sources: Sources, prover: Prover, endings: Seq
             rehearse_losses(stage, net, env)
         except ConfigError as error:
             raise ConfigError(f"stages.{i}.{stage.name}: {error}") from error
+        require_room(stage, pipeline, sources.data, prover.out)
         net = untrained(stage)(net, env)
     prover.graph(net, pipeline.stages[-1].name)
+
+
+def require_room(stage: Stage, pipeline: Pipeline, data: Data, folder: Path) -> None:
+    """See that the disk has room for the teachers' outputs that a stage keeps; raises ResourceError."""
+    if isinstance(stage, Distill):
+        teachers = sum(teacher.view is None or teacher.view.augmented for teacher in pipeline.teacher)
+        for part in stage.parts:
+            stage.soft_labels.require_room(part.losses, part.training, data, teachers, folder)
 
 
 def rehearse_losses(stage: Stage, net: Net, env: Env) -> None:

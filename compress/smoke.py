@@ -8,18 +8,20 @@ from compress.data.synthetic import Synthetic
 from compress.pipeline import Budget, Model, Pipeline
 from compress.recipe import Training
 from compress.sources import Sources, load, sources
+from compress.stages import Distill, Stage
 from compress.stages.base import rehearsed, retrained
 from compress.weights import is_file
 
 IMAGES, IMAGES_LARGE = 64, 32
 LARGE = 96  # pixels
 BATCH = 16
+KEPT = 2  # views of an image
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def for_smoke(pipeline: Pipeline, warnings: list[str]) -> Pipeline:
     """The pipeline with at most one epoch a stage, small batches, no downloads, no budget; it tells `warnings`."""
-    stages = tuple(retrained(rehearsed(stage), brief) for stage in pipeline.stages)
+    stages = tuple(few_views(retrained(rehearsed(stage), brief)) for stage in pipeline.stages)
     update: dict[str, Any] = {
         "stages": stages,
         "student": without_download(pipeline.student, warnings),
@@ -48,6 +50,13 @@ def brief(training: Training) -> Training:
             "warmup": min(training.warmup, 0.5),
         }
     )
+
+
+def few_views(stage: Stage) -> Stage:
+    """The stage with at most two views of each image kept, where a teacher's outputs are."""
+    if not isinstance(stage, Distill) or (stage.targets != "cached" and stage.views is None):
+        return stage
+    return stage.model_copy(update={"views": min(stage.views or KEPT, KEPT)})
 
 
 def without_download(model: Model, warnings: list[str]) -> Model:

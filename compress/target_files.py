@@ -84,17 +84,7 @@ class TargetFile:
             for path in (self.description, self.content):
                 path.unlink(missing_ok=True)
                 _unfinished(path).unlink(missing_ok=True)
-        free = free_bytes(self.folder)
-        if layout.bytes <= free:
-            return
-        fewer = min(free // Layout(layout.images, 1, layout.classes, True).bytes, layout.views - 1)
-        # Of one view there can be no fewer.
-        advice = f"set `views` to at most {fewer}" if fewer > 0 else "give the run a folder on a larger disk"
-        raise ResourceError(
-            f"the teacher's logits on {layout.views} views of each of {layout.images:,} images need "
-            f"{layout.bytes:,} bytes, and {free:,} are free in {self.folder}. Free some, {advice}, "
-            "or ask the teacher in every step: `targets: online`"
-        )
+        require_room(self.folder, layout, free_bytes(self.folder))
 
     def write(self, layout: Layout, kept: Tensor | None, records: Iterable[Tensor]) -> None:
         """Write the views `kept` (images, views) of a partial layout and the records (n, bytes) in parts, or nothing.
@@ -161,6 +151,21 @@ class TargetFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def require_room(folder: Path, layout: Layout, free: int, files: int = 1) -> None:
+    """See that so many files fit into the `free` bytes of a folder's disk; raises ResourceError."""
+    needed = files * layout.bytes
+    if needed <= free:
+        return
+    fewer = min(free // (files * Layout(layout.images, 1, layout.classes, True).bytes), layout.views - 1)
+    # Of one view there can be no fewer.
+    advice = f"set `views` to at most {fewer}" if fewer > 0 else "give the run a folder on a larger disk"
+    whose = "the teacher's logits" if files == 1 else f"{files} teachers' logits"
+    raise ResourceError(
+        f"{whose} on {layout.views} views of each of {layout.images:,} images need {needed:,} bytes, and {free:,} are "
+        f"free in {folder}. Free some, {advice}, or ask the teacher in every step: `targets: online`"
+    )
 
 
 def _unfinished(path: Path) -> Path:

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,10 @@ def fit(
             f"stage {progress.stage}: training.bn_l1 is a penalty on the scales of batch-norms, and "
             f"{type(module).__name__} has none (in a quantized net they are folded). Leave bn_l1 out of this stage."
         )
+    if data.unlabelled is not None and all(loss.needs_labels for loss in losses):
+        # Nothing would be learnt from images without labels, and they would thin out the batches.
+        data = replace(data, unlabelled=None)
+        tutors = [replace(each, data=each.data and replace(each.data, unlabelled=None)) for each in tutors]
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for tutor in tutors:
         tutor.module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -257,6 +261,8 @@ class _Loop:
                 if tutor.data is not None:
                     own = next(views)
                     view = tutor.data.inputs(change.applied(own) if tutor.augmented else own)
+                elif not tutor.augmented:
+                    view = self.data.inputs(images[0])
                 if tutor.targets is not None:
                     taught.append(Outputs(tutor.targets.logits(indices, change.views())))
                 else:

@@ -91,4 +91,6 @@ def _content(images: Images) -> str:
     if isinstance(images, InMemory):
         return hashlib.sha256(images.pixels.numpy().tobytes()).hexdigest()
     assert isinstance(images, Files)
-    return fingerprint(*((path, os.path.getsize(path)) for path in images.paths))
+    above = os.path.commonpath(images.paths) if len(images.paths) > 1 else ""
+    # A copy of the folder elsewhere is the same data.
+    return fingerprint(*((path.removeprefix(above), os.path.getsize(path)) for path in images.paths))

@@ -15,11 +15,10 @@ from compress.net import Net
 from compress.objective import Blend, Tutor
 from compress.pruning.magnitude import kept_zero, sparse_layers
 from compress.recipe import NONE_APART, Apart, Training
-from compress.stages.soft_labels import SoftLabels, with_targets
+from compress.stages.soft_labels import TARGETS, SoftLabels, with_targets
 from compress.train import Progress, fit
 
 AUTO = SoftLabels()
-TARGETS = "targets"  # the folder of a run that teachers' outputs are kept in
 
 
 def forget(*anything: object) -> None:
@@ -32,7 +31,7 @@ class Env:
 
     `teachers` teach, each with its key in `teacher_keys`. `views` hold the same examples as a teacher sees them, where
     that is not as the student does, and `augmented` says of each whether it sees them moved and mirrored as the student
-    does. `soft_labels` says where the teachers' outputs come from unless the stage does.
+    does. `soft_labels` and `blend` say where the teachers' outputs come from and how they count, unless the stage does.
 
     `seed` is the source of all its random choices. `out` is the run folder, for what a stage writes beside its net, and
     `ending` tells what the pipeline's file of a net would cost; in a rehearsal there is neither. `note` takes a
@@ -55,6 +54,7 @@ class Env:
     augmented: tuple[bool, ...] = ()
     teacher_keys: tuple[str, ...] = ()
     soft_labels: SoftLabels = AUTO
+    blend: Blend = "mean"
 
     def tutors(self) -> list[Tutor]:
         """The teachers, ready to teach."""
@@ -153,7 +153,7 @@ def teach(
     *,
     after_epoch: Callable[[int], None] | None = None,
     apart: Apart = NONE_APART,
-    blend: Blend = "mean",
+    blend: Blend | None = None,
     soft_labels: SoftLabels | None = None,
 ) -> None:
     """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`.
@@ -184,7 +184,7 @@ def teach(
             training,
             losses,
             tutors=tutors,
-            blend=blend,
+            blend=blend or env.blend,
             device=env.device,
             seed=env.seed,
             progress=Progress(env.stage, partial(_telling, env)),

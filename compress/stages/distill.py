@@ -20,7 +20,7 @@ class Phase(Config):
     """A part of a progressive distillation, with losses and training of its own; left out, they are the stage's."""
 
     name: ClassVar[str] = "phase"
-    losses: Losses
+    losses: Annotated[Losses, Field(min_length=1)]
     training: Training
 
 
@@ -59,10 +59,8 @@ class Distill(Config):
         phases = []
         for phase in raw["phases"]:
             if isinstance(phase, Mapping):
-                own = phase.get("training") or {}
-                shared = raw.get("training") or {}
-                merged = {**shared, **own} if isinstance(own, Mapping) and isinstance(shared, Mapping) else own
-                phase = {"losses": raw.get("losses", DEFAULT_LOSSES), **phase, "training": merged}
+                training = _merged(raw.get("training") or {}, phase.get("training") or {})
+                phase = {"losses": raw.get("losses", DEFAULT_LOSSES), **phase, "training": training}
             phases.append(phase)
         return {**raw, "phases": tuple(phases)}
 
@@ -103,3 +101,15 @@ class Distill(Config):
             part = env.part(i, self.trainings) if self.phases else env
             teach(student, part, phase.training, phase.losses, blend=self.blend, soft_labels=self.soft_labels)
         return student
+
+
+def _merged(shared: Any, own: Any) -> Any:
+    """A phase's training with what it does not say taken from the stage's."""
+    if isinstance(shared, Training):
+        shared = shared.model_dump()
+    if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
+        return own
+    # As a resolved file has it: all is there, and what is newer than published results is left out at its default.
+    if Training.model_fields.keys() - {*Training.newer} <= own.keys():
+        return own
+    return {**shared, **own}

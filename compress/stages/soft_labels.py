@@ -13,16 +13,18 @@ from compress.augment import chosen, views
 from compress.config import fingerprint
 from compress.data.base import Data
 from compress.edits.graph import evaluating
+from compress.environment import free_bytes
 from compress.errors import ConfigError
 from compress.events import Listener
 from compress.feed import joined
 from compress.losses.base import Loss
 from compress.objective import Tutor
 from compress.recipe import Training
-from compress.target_files import Layout
+from compress.target_files import Layout, require_room
 from compress.targets import compute, find, layout_for
 
 ASKED_TOGETHER = 512  # images a teacher sees at once where its outputs are kept
+TARGETS = "targets"  # the folder of a run that teachers' outputs are kept in
 MOST_BYTES = 4_000_000_000  # that `auto` puts on a disk without being asked
 
 
@@ -91,6 +93,13 @@ class SoftLabels:
         """What is kept of one teacher; ValueError where there is no end to the views."""
         size = data.image[-1]
         return layout_for(data.samples, data.classes, training.augment, data.mirror, size, self.views)
+
+    def require_room(self, losses: Sequence[Loss], training: Training, data: Data, teachers: int, folder: Path) -> None:
+        """See that what is to be kept of so many teachers fits on the disk; raises ResourceError."""
+        if teachers and self.kept(losses, training, data):
+            # What is there already is used again, or gives way.
+            there = sum(path.stat().st_size for path in (folder / TARGETS).glob("*.targets"))
+            require_room(folder, self.layout(training, data), free_bytes(folder) + there, teachers)
 
 
 def with_targets(
