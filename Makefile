@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: run test setup check bench bench-quantization bench-pruning clean
+.PHONY: run test setup check bench bench-quantization bench-pruning bench-distillation clean
 
 run: .venv/installed
 	$(BIN)/compress run pipelines/mobilenet.yaml
@@ -31,6 +31,11 @@ bench-quantization: .venv/installed .venv-old/installed
 # Speed, targets and accuracy of pruned nets; CIFAR=data/cifar100.npz adds a subset of CIFAR-100.
 bench-pruning: .venv/installed
 	$(BIN)/python benchmarks/pruning.py $(if $(CIFAR),--cifar $(CIFAR))
+
+# Speed of distilling on this machine's cores, and what each form gains; CIFAR=data/cifar100.npz adds a subset of
+# CIFAR-100. What needs a GPU: benchmarks/distillation_gpu.py.
+bench-distillation: .venv/installed
+	$(BIN)/python benchmarks/distillation.py $(if $(CIFAR),--cifar $(CIFAR))
 
 # torch and torchvision must come from one place, as a pair: a local wheel of one of them would break the other.
 .venv/installed: pyproject.toml

@@ -19,7 +19,9 @@ Run = Callable[[Tensor], Tensor]
 WORTH_IT_S = {"cpu": 600.0, "cuda": 60.0}
 QUICKER = 0.9  # a compiled net takes at most this part of the time, else it is not worth its surprises
 STEPS, WARM_UP = 5, 2
-SAME = {"cpu": 1e-3, "cuda": 5e-2}  # how far a compiled net's logits may be off, as a part of the largest
+# How far a compiled net's logits may be off, as a part of their norm. A GPU rounds to bfloat16, where one net in two
+# memory layouts already differs by a tenth.
+SAME = {"cpu": 1e-3, "cuda": 0.3}
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,16 @@ def _measured(
     expected = _logits(run, module, inputs, state)
     ways = {"compiled": "default"} | ({"graphs": "reduce-overhead"} if kind == "cuda" else {})
     tried, runs, remarks = {"plain": plain_ms}, {"plain": run}, []
+    torch.compiler.reset()  # every training compiles the same code for another net, and only so many are kept
     for name, mode in ways.items():
         try:
             compiled: Run = torch.compile(run, mode=mode)
             logging.getLogger("torch.utils.cpp_extension").setLevel(
                 logging.ERROR
             )  # it misses a GPU where there is none
-            off = (_logits(compiled, module, inputs, state) - expected).abs().max() / expected.abs().max()
+            off = (_logits(compiled, module, inputs, state) - expected).norm() / expected.norm()
             if not off <= SAME[kind]:
-                remarks.append(f"{name} gives other logits, {off:.1e} of the largest off")
+                remarks.append(f"{name} gives other logits, {off:.1e} of their norm off")
                 continue
             tried[name], runs[name] = _step_ms(compiled, module, inputs), compiled
         except Exception as error:  # noqa: BLE001  (a compiler may fail in any way, and training goes on without)

@@ -112,7 +112,7 @@ def compute(
             if kept is not None:
                 which = kept[rows, which]
             # An image is loaded once for all its views and changed where the teacher is: little goes to a GPU.
-            loaded = images[np.arange(int(rows[0]), int(rows[-1]) + 1)].to(device)
+            loaded = images[np.arange(int(rows[0]), int(rows[-1]) + 1)].to(device, non_blocking=True)
             picked = loaded.index_select(0, (rows - rows[0]).to(device))
             logits = _asked(ask, Change.of_views(kind, mirror, size, which).applied(picked), classes)
             yield (as_bytes if layout.partial else as_halves)(logits), logits.abs().amax()

@@ -196,7 +196,7 @@ class _Loop:
         """One update; what it comes to is added to `sums`."""
         training, objective = self.training, self.objective
         inputs, taught = self.lesson(indices, images, random)
-        labels = self.labels[indices.to(self.device)]
+        labels = self.labels[indices.to(self.device, non_blocking=True)]
         self.engine.begin_step()
         found = objective(self.engine.run, inputs, taught, labels, indices, epoch)
         total = found.total
@@ -339,10 +339,12 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity, or None."""
-    for name, tensor in named:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return name
-    return None
+    floats = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    if not floats:
+        return None
+    # One look for all: on a GPU each makes the program wait.
+    fine = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats])
+    return None if bool(fine.all()) else floats[int(fine.long().argmin())][0]
 
 
 def _gradients(module: nn.Module) -> list[tuple[str, Tensor]]:

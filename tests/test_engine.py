@@ -92,7 +92,7 @@ def test_a_compiler_that_computes_something_else_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, mode: lambda inputs: 1.01 * run(inputs))
     engine = chosen(network(), "on")
     assert engine.name == "plain"
-    assert engine.remark == "compiled gives other logits, 1.0e-02 of the largest off"
+    assert engine.remark == "compiled gives other logits, 1.0e-02 of their norm off"
 
 
 def test_trying_leaves_nothing_behind(timed, monkeypatch):

@@ -73,6 +73,16 @@ def test_a_teacher_is_trained_unless_it_has_weights() -> None:
     assert both.training == Training(epochs=1)
 
 
+def test_teachers_may_be_none_one_or_a_list() -> None:
+    listed = pipeline(teacher=["resnet18", {"model": "resnet34", "training": {"epochs": 3}}])
+    assert listed.teacher_names == ("teacher", "teacher-2")
+    assert [teacher.training.epochs for teacher in listed.teacher if teacher.training] == [30, 3]
+    assert pipeline(teacher=["resnet18"]) == pipeline(teacher="resnet18")
+    assert pipeline(teacher=[]) == pipeline(teacher=None) == pipeline()
+    written = [yaml.safe_load(pipeline(teacher=each).as_yaml())["teacher"] for each in (None, ["resnet18"])]
+    assert written == [None, yaml.safe_load(pipeline(teacher="resnet18").as_yaml())["teacher"]]
+
+
 def test_weights_may_stand_beside_the_teachers_model_or_among_its_keys() -> None:
     beside = pipeline(teacher={"model": {"resnet18": {"stem": "imagenet"}}, "weights": "r.pth", "keep_head": True})
     among = pipeline(teacher={"model": {"resnet18": {"stem": "imagenet", "weights": "r.pth", "keep_head": True}}})
@@ -300,6 +310,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "stages.0.quantize.learn: pact learns ranges, and dynamic ones are not kept; leave out one of the two"),
     ({"data": {"synthetic": {"classes": 10, "samples": 5}}},
      "data.synthetic: samples (5) should be at least classes (10): each split has all"),
+    ({"teacher": ["resnet18", {"model": "resnet18", "view": {"sise": 32}}]},
+     "teacher.1.view.sise: no such key. Did you mean 'size'?"),
+    ({"teacher": ["resnet18", "resnet81"]}, "teacher.1.model: no 'resnet81' here. Did you mean 'resnet18'?"),
+    ({"teacher": ["resnet18", {"model": "resnet34", "weights": "IMAGENET1K_V9"}]},
+     "teacher.1.model.resnet34.weights: torchvision has no weights 'IMAGENET1K_V9' for resnet34. "
+     "Did you mean 'IMAGENET1K_V1'?"),
+    ({"teacher": {"model": "resnet18", "view": {"size": 4}}},
+     "teacher.view.size: should be greater than or equal to 8, not 4"),
+    ({"teacher": {"model": "resnet18", "view": {"channels": 2}}}, "teacher.view.channels: should be 1 or 3, not 2"),
+    ({"unlabelled": {}}, "unlabelled.path: is missing"),
+    ({"unlabelled": {"folder": "x", "path": "y"}}, "unlabelled.folder: no such key. Known: path"),
 ]  # fmt: skip
 
 
