@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_plain import Pictures, PlainLoop
+from distillation_peer import Peer
 from lines import Line, at_least
 from torch import nn
 
@@ -104,8 +104,7 @@ def against(extent: Extent, data: Data, compiled: str, targets: Targets | None) 
     The plain loop takes its turn when an epoch of ours has ended, so that both see the same machine.
     """
     torch.manual_seed(0)
-    teacher = fresh(extent.teacher) if targets is not None else None
-    plain = PlainLoop(fresh(extent.student), teacher, Pictures(data), BATCH, lr=0.01)
+    plain = Peer(extent.student, extent.teacher if targets is not None else None, data, BATCH)
     steps = extent.training_steps if targets is None else extent.distilling_steps
     ours_s, plain_s = [], []
     last = time.perf_counter()
@@ -113,9 +112,7 @@ def against(extent: Extent, data: Data, compiled: str, targets: Targets | None) 
     def turn(epoch: int) -> None:
         nonlocal last
         ours_s.append(time.perf_counter() - last)
-        began = time.perf_counter()
-        plain.steps(steps)
-        plain_s.append(time.perf_counter() - began)
+        plain_s.append(plain.steps(steps))
         last = time.perf_counter()
 
     losses: tuple[Loss, ...] = (CrossEntropy(),) if targets is None else Distill().losses
@@ -126,6 +123,7 @@ def against(extent: Extent, data: Data, compiled: str, targets: Targets | None) 
     fit(
         student, data, training, losses, tutors=tutors, device=CPU, seed=0, progress=Progress("bench"), after_epoch=turn
     )
+    plain.close()
     # The first of each warms up, and compiles.
     ours = [extent.images / seconds for seconds in ours_s[1:]]
     theirs = [steps * BATCH / seconds for seconds in plain_s[1:]]

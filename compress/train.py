@@ -15,7 +15,7 @@ from compress.augment import draw
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
 from compress.edits.quantizers import activation_quantizers
-from compress.engine import Engine, fastest
+from compress.engine import Engine, fastest, quick
 from compress.errors import ConfigError, DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.feed import feeds_of
@@ -349,18 +349,6 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 def _gradients(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(f"{name}'s gradient", p.grad) for name, p in module.named_parameters() if p.grad is not None]
-
-
-@contextmanager
-def quick(device: torch.device) -> Iterator[None]:
-    """On a GPU let cuDNN try its algorithms, as all batches have one shape, and use TF32 where float32 is left."""
-    before = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = True, True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

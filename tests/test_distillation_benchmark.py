@@ -38,6 +38,7 @@ import distillation_gpu_teacher as teachers  # noqa: E402
 import distillation_recipes as recipes  # noqa: E402
 import distillation_speed as speed  # noqa: E402
 from distillation_forms import forms, shared_out  # noqa: E402
+from distillation_peer import Peer  # noqa: E402
 from distillation_plain import Pictures, PlainLoop, soft_loss  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -113,11 +114,33 @@ def test_speed_measures_both_loops_in_turns(tmp_path: Path, monkeypatch: pytest.
     data = replace(made, train=made.train.first(64), val=made.val.first(2), mirror=True)
     targets = speed.made_up_targets(tmp_path, data)
     monkeypatch.setattr(speed, "fresh", lambda name: tiny(0, data))
-    turns: list[int] = []
-    monkeypatch.setattr(speed.PlainLoop, "steps", lambda self, count: turns.append(count))
+    turns: list[object] = []
+
+    class Turns:
+        def __init__(self, student: str, teacher: str | None, data: Data, batch_size: int) -> None:
+            turns.append((student, teacher, batch_size))
+
+        def steps(self, count: int) -> float:
+            turns.append(count)
+            return 0.25
+
+        def close(self) -> None:
+            turns.append("closed")
+
+    monkeypatch.setattr(speed, "Peer", Turns)
     found = speed.against(speed.Extent(64, 2, 1, 1), data, "off", targets)
-    assert turns == [2, 2]
+    assert turns == [("mobilenet_v2_cifar", "resnet50_cifar", 64), 2, 2, "closed"]
+    assert found.plain == pytest.approx(2 * 64 / 0.25)
     assert found.ratio == pytest.approx(found.ours / found.plain)
+
+
+def test_the_plain_loop_takes_its_turns_in_a_process_of_its_own() -> None:
+    data: Data = DATASETS["synthetic"].model_validate({"size": 16, "classes": 4, "samples": 32})(0)  # type: ignore[attr-defined]
+    peer = Peer("mobilenet_v2_cifar", None, data, 16)
+    assert 0 < peer.steps(1) < 60
+    assert peer.process.is_alive()
+    peer.close()
+    assert peer.process.exitcode == 0
 
 
 def test_every_loss_with_a_teacher_is_a_form() -> None:
