@@ -44,10 +44,10 @@ def settings(cifar: Path | None) -> dict[str, Setting]:
     cnn, thin = ({"plain_cnn": {"widths": widths}} for widths in ((24, 48, 96, 128), (6, 12, 24, 32)))
     found = {"digits": Setting({"digits": {"size": 16, "channels": 1}}, cnn, thin, small, plain)}
     if cifar is not None:
-        residual = {"mobilenet_v2_cifar": {"width": 1.0}}
-        long = Training(epochs=24, batch_size=64, lr=0.004, clip=5.0, augment="shift_flip")
+        wide, narrow = ({"plain_cnn": {"widths": widths}} for widths in ((48, 96, 192, 256), (16, 32, 64, 96)))
+        long = Training(epochs=20, batch_size=64, lr=0.004, clip=5.0, augment="shift_flip")
         images = {"npz": {"path": str(cifar), "size": 32}}
-        found["cifar100"] = Setting(images, residual, cnn, long, long.model_copy(update={"epochs": 12}), views=12)
+        found["cifar100"] = Setting(images, wide, narrow, long, long.model_copy(update={"epochs": 12}), views=12)
     return found
 
 
