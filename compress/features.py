@@ -65,7 +65,7 @@ def find(module: nn.Module, where: int | str, example: Tensor) -> list[Place]:
     names = list(dict.fromkeys(call.layer for call in calls if call.given))
     matching = [name for name in names if _matches(where, name)]
     if not matching:
-        close = get_close_matches(where, names, n=3, cutoff=0.4) or names[:3]
+        close = get_close_matches(where, [EMBEDDING, *names], n=3, cutoff=0.4) or names[:3]
         raise ConfigError(f"no layer {where!r}. Near: {', '.join(close)}")
     return [Place(name) for name in matching]
 

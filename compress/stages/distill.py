@@ -2,18 +2,29 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, TypeAdapter, model_validator
 
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
 from compress.net import Net
+from compress.objective import Blend
 from compress.recipe import Training
 from compress.stages.base import Env, teach
 from compress.stages.soft_labels import SoftLabels
 
 Losses = tuple[Annotated[Loss, OneOf(LOSSES)], ...]
-Share = Annotated[float, Field(gt=0)]
+_SHARES = TypeAdapter(Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)])
+WAYS = ("mean", "confidence")
 DEFAULT_LOSSES: tuple[Loss, ...] = (CrossEntropy(weight=0.1), KD())
+
+
+def _blended(raw: Any) -> Blend:
+    """A way's name or weights; not left to a union, whose error has a line for each of its types."""
+    if isinstance(raw, str):
+        if raw not in WAYS:
+            raise ValueError(f"should be mean, confidence, or a list with a weight for each teacher, not {raw!r}")
+        return raw  # type: ignore[return-value]
+    return _SHARES.validate_python(raw)
 
 
 class Phase(Config):
@@ -45,7 +56,7 @@ class Distill(Config):
     newer: ClassVar[tuple[str, ...]] = ("blend", "targets", "views", "phases")
     losses: Losses = DEFAULT_LOSSES
     training: Training = Training()
-    blend: Literal["mean", "confidence"] | tuple[Share, ...] = "mean"
+    blend: Annotated[Blend, PlainValidator(_blended)] = "mean"
     targets: Literal["auto", "online", "cached"] = "auto"
     views: Annotated[int, Field(ge=1, le=4096)] | None = None
     phases: tuple[Phase, ...] = ()
