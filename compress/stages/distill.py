@@ -2,7 +2,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, TypeAdapter, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
@@ -25,6 +25,10 @@ def _blended(raw: Any) -> Blend:
             raise ValueError(f"should be mean, confidence, or a list with a weight for each teacher, not {raw!r}")
         return raw  # type: ignore[return-value]
     return _SHARES.validate_python(raw)
+
+
+def _written(blend: Blend) -> str | list[float]:
+    return blend if isinstance(blend, str) else list(blend)
 
 
 class Phase(Config):
@@ -56,7 +60,7 @@ class Distill(Config):
     newer: ClassVar[tuple[str, ...]] = ("blend", "targets", "views", "phases")
     losses: Losses = DEFAULT_LOSSES
     training: Training = Training()
-    blend: Annotated[Blend, PlainValidator(_blended)] = "mean"
+    blend: Annotated[Blend, PlainValidator(_blended), PlainSerializer(_written)] = "mean"
     targets: Literal["auto", "online", "cached"] = "auto"
     views: Annotated[int, Field(ge=1, le=4096)] | None = None
     phases: tuple[Phase, ...] = ()
