@@ -26,6 +26,7 @@ from compress.sources import Sources
 from compress.stages import Distill
 from compress.verdict import at_chance, judge_budget, judge_run
 
+WIDE_GAP = 4  # times as many parameters, from which a teacher may be too far above its student
 MISSED = 5  # the exit code for a budget that was not kept
 
 
@@ -306,7 +307,8 @@ def lessons(teachers: Sequence[Row], baseline: Row, distilled: Row | None) -> It
     if not teachers or distilled is None:
         return
     best = max(teachers, key=lambda row: row.top1_onnx)
-    if best.top1_low > baseline.top1_high and distilled.top1_onnx <= baseline.top1_onnx:
+    wide = best.params >= WIDE_GAP * distilled.params and best.top1_low > baseline.top1_high
+    if wide and distilled.top1_onnx <= baseline.top1_onnx:
         yield (
             f"the {best.net} is {best.top1_onnx - baseline.top1_onnx:.1f} points better than the baseline, and yet the "
             f"distilled net ({distilled.top1_onnx:.1f} %) is no better than without it "

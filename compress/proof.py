@@ -75,7 +75,7 @@ class Prover:
 
     def seeing(self, data: Data) -> "Prover":
         """The same for a net that sees the images otherwise, such as a teacher with a view of its own."""
-        return replace(self, data=data)
+        return self if data is self.data else replace(self, data=data)
 
     def graph(self, net: Net, name: str) -> tuple[ModelProto, tuple[str, ...]]:
         """The ONNX form of a net, its structure judged, with warnings; raises ExportError where it does not hold."""
