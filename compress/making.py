@@ -19,9 +19,10 @@ from compress.environment import version
 from compress.errors import ArtifactError, ConfigError
 from compress.events import Event, Listener
 from compress.kept import Finished
+from compress.named_nets import Model
 from compress.net import Net, build, probe
 from compress.objective import Blend
-from compress.pipeline import Model, Pipeline
+from compress.pipeline import Pipeline
 from compress.preflight import spec_of
 from compress.recipe import Training
 from compress.sources import Sources

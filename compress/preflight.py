@@ -8,9 +8,10 @@ import torch
 
 from compress.data.base import Data
 from compress.errors import ConfigError
+from compress.named_nets import Model
 from compress.net import Net, Spec, build, probe
 from compress.objective import Objective
-from compress.pipeline import Model, Pipeline
+from compress.pipeline import Pipeline
 from compress.proof import Prover
 from compress.sources import Sources
 from compress.stages import BornAgain, Distill, Ending, Env, Mutual, Stage, untrained

@@ -5,7 +5,8 @@ from typing import Any
 from compress.data import Data, MissingData
 from compress.data.cifar import Cifar10, Cifar100
 from compress.data.synthetic import Synthetic
-from compress.pipeline import Budget, Model, Pipeline
+from compress.named_nets import Model
+from compress.pipeline import Budget, Pipeline
 from compress.recipe import Training
 from compress.sources import Sources, load, sources
 from compress.stages import Distill, Stage

@@ -8,7 +8,8 @@ import numpy as np
 
 from compress.data import Data, Dataset
 from compress.errors import DataError
-from compress.pipeline import Pipeline, Teacher
+from compress.named_nets import Teacher
+from compress.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
