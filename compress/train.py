@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from compress.augment import draw
+from compress.averaging import update_average
 from compress.data.base import Data, Split
 from compress.edits.graph import evaluating
-from compress.edits.quantizers import activation_quantizers
 from compress.engine import Engine, fastest, quick
 from compress.errors import ConfigError, DataError, TrainingError
 from compress.events import Listener, ignore
 from compress.feed import feeds_of
-from compress.losses.base import UNLABELLED, Loss, Outputs
+from compress.losses.base import Loss, Outputs
 from compress.objective import Blend, Objective, Sum, Tutor
 from compress.recipe import NONE_APART, Apart, Training, optimizer_for, schedule_for
+from compress.sums import Sums
 
 STEP_EVENT_EVERY_S = 0.5
 CUDA_CHECK_EVERY = 50  # steps between looks at the loss: each look makes the GPU wait
@@ -98,36 +99,6 @@ def inputs_of(data: Data, split: Split, device: torch.device, batch: int) -> Ite
 def accuracy(logits: Tensor, labels: np.ndarray) -> float:
     """Top-1 accuracy in per cent; 0 where there are no images."""
     return 100 * float((logits.argmax(1).numpy() == labels).mean()) if len(labels) else 0.0
-
-
-class Sums:
-    """What an epoch comes to, added up on the device, which is not made to wait for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.total, self.hits, self.labelled = (torch.zeros((), device=device) for _ in range(3))
-        self.terms: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, found: Sum, labels: Tensor) -> None:
-        """Add a batch's losses and right answers."""
-        self.steps += 1
-        self.total = self.total + found.total.detach()
-        self.hits = self.hits + (found.logits.detach().argmax(1) == labels).sum()
-        self.labelled = self.labelled + (labels != UNLABELLED).sum()
-        for name, term in found.terms:
-            self.terms[name] = self.terms.get(name, 0) + term.detach()
-
-    def loss(self) -> float:
-        """The mean of the sum of the losses."""
-        return self.total.item() / self.steps
-
-    def losses(self) -> dict[str, float]:
-        """The mean of each loss by name, without its weight."""
-        return {name: term.item() / self.steps for name, term in self.terms.items()}
-
-    def accuracy(self) -> float:
-        """How much of what has a label was right, in per cent."""
-        return 100 * self.hits.item() / max(self.labelled.item(), 1)
 
 
 @dataclass
@@ -320,21 +291,6 @@ def batch_size_for(images: int, wanted: int) -> int:
     if images < 2:
         raise DataError("there is one training image, and batch-norm cannot learn from a single one; give at least 2")
     return min(images, wanted)
-
-
-def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move the averaged weights and batch-norm statistics towards the current ones by 1 - decay, in place."""
-    with torch.no_grad():
-        state, kept = module.state_dict(), average.state_dict()
-        # Scales and zero points belong together and are steps of a grid: they are not averaged.
-        scales = {f"{name}.scale" for name, _ in activation_quantizers(average)}
-        moved = [name for name, value in kept.items() if value.is_floating_point() and name not in scales]
-        copied = [name for name in kept if name not in {*moved}]
-        # All tensors in one call: on a GPU a call each would take longer than the averaging.
-        if moved:
-            torch._foreach_lerp_([kept[name] for name in moved], [state[name] for name in moved], 1 - decay)
-        for name in copied:
-            kept[name].copy_(state[name])
 
 
 def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:

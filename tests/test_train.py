@@ -8,13 +8,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from compress.averaging import update_average
 from compress.data.base import InMemory, Split
 from compress.edits.quantizers import ActivationQuantizer
 from compress.errors import DataError, TrainingError
 from compress.losses import KD, CrossEntropy
 from compress.objective import Tutor
 from compress.recipe import Training, optimizer_for, schedule_for
-from compress.train import Progress, accuracy, batch_size_for, fit, predict, update_average
+from compress.train import Progress, accuracy, batch_size_for, fit, predict
 
 CPU = torch.device("cpu")
 LABELS = (CrossEntropy(),)
