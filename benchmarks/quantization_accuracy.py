@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cifar_files import NoData, arrays
 from lines import Line, at_least
 from quantization_files import store
 from torch import nn
@@ -162,36 +163,23 @@ def sources(cache: Path, cifar: Path | None) -> tuple[dict[str, dict[str, Any]],
         ]
     try:
         found["cifar100"] = {"path": str(subset(cifar, cache / "cifar100-subset.npz")), "size": 32}
-    except (OSError, RuntimeError, KeyError) as error:
-        return found, [Line(title, "", f"skipped: {cifar} cannot be read ({error})")]
+    except (OSError, NoData) as error:
+        return found, [Line(title, "", f"skipped: {error}")]
     return found, []
 
 
 def subset(cifar: Path, target: Path) -> Path:
     """The first classes of CIFAR-100 with some of their training and all their test images, as an archive."""
-    arrays = _archive(cifar) if cifar.is_file() else _of_torchvision(cifar)
+    found = arrays(cifar)
     few: dict[str, np.ndarray] = {}
     for split, limit in (("train", CIFAR_TRAIN), ("test", None)):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
+        images, labels = found[f"{split}_images"], found[f"{split}_labels"]
         chosen = np.concatenate([np.flatnonzero(labels == label)[:limit] for label in range(CIFAR_CLASSES)])
         chosen.sort()
         few |= {f"{split}_images": images[chosen], f"{split}_labels": labels[chosen]}
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, **few)  # type: ignore[arg-type]
     return target
-
-
-def _archive(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if key.endswith(("images", "labels"))}
-
-
-def _of_torchvision(folder: Path) -> dict[str, np.ndarray]:
-    from torchvision.datasets import CIFAR100
-
-    splits = {split: CIFAR100(folder, train=split == "train", download=False) for split in ("train", "test")}
-    images = {f"{split}_images": given.data for split, given in splits.items()}
-    return images | {f"{split}_labels": np.array(given.targets) for split, given in splits.items()}
 
 
 def results(

@@ -259,6 +259,7 @@ def test_a_disk_too_small_is_said_before_the_teacher_is_asked(free, views, advic
 def test_a_disk_that_is_just_large_enough_serves(monkeypatch, tmp_path):
     monkeypatch.setattr("compress.target_files.free_bytes", lambda folder: IMAGES * 50 * 2 * CLASSES)
     compute(tmp_path, "k", plain, drawn(16), CLASSES, **VIEWS_50)
+    assert (tmp_path / "k.targets").stat().st_size == IMAGES * 50 * 2 * CLASSES
 
 
 def test_a_disk_that_fills_up_leaves_nothing(monkeypatch, tmp_path):

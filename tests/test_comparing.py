@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from commandline import as_it_was, done
+from page import Page
 from rich.console import Console
 
 from compress import cli
@@ -268,32 +268,6 @@ def test_runs_are_called_by_the_shortest_name_that_tells_them_apart() -> None:
     assert [*named({Path("a/x"): SMALL, Path("a/y"): LARGE})] == ["small", "large"]
     assert [*named({Path("a/x"): SMALL, Path("a/y"): SMALL})] == ["x", "y"]
     assert [*named({Path("a/x"): SMALL, Path("b/x"): SMALL})] == ["a/x", "b/x"]
-
-
-class Page(HTMLParser):
-    """The page as a browser takes it apart."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        (self.scripts if self.inside == "script" else self.words).append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def hostile() -> Comparison:

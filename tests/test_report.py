@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page import Page
 
 from compress.errors import ArtifactError, ResourceError
 from compress.report import (
@@ -131,32 +131,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, report in VARIANTS.items():
         write(report, folders[name])
     return folders
-
-
-class Page(HTMLParser):
-    """The page as a browser takes it apart: its tags, its text, its scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        (self.scripts if self.inside == "script" else self.words).append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def test_json_has_exactly_the_promised_keys(written: dict[str, Path]) -> None:

@@ -27,7 +27,7 @@ def pictures(count: int = 6, channels: int = 3, size: int = 32) -> np.ndarray:
     return np.clip(127 + 160 * waves + random.normal(0, 20, waves.shape), 0, 255).astype(np.uint8)
 
 
-def close(ours: np.ndarray, expected: np.ndarray) -> None:
+def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
     """Equal after cutting to whole levels, but where the exact value is within rounding errors of the next one."""
     level = np.clip(expected, 0, 255)
     assert np.abs(ours - np.floor(level)).max() <= 1
@@ -46,7 +46,9 @@ def test_blur_is_a_convolution_with_a_gaussian(size: int, severity: int) -> None
     weights /= weights.sum()
     padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
     rows = sum(weight * padded[:, :, i : i + size, :] for i, weight in enumerate(weights))
-    close(corrupted(images, "blur", severity), sum(w * rows[:, :, :, i : i + size] for i, w in enumerate(weights)))
+    assert_close(
+        corrupted(images, "blur", severity), sum(w * rows[:, :, :, i : i + size] for i, w in enumerate(weights))
+    )
 
 
 @pytest.mark.parametrize(("size", "severity", "factor"), [(32, 1, 0.75), (32, 3, 0.4), (64, 2, 0.3), (224, 5, 0.05)])
@@ -58,7 +60,7 @@ def test_contrast_shrinks_the_distance_to_each_channels_mean(size: int, severity
         for channel in range(3):
             mean = image[channel].mean()
             wanted[channel] = (image[channel] - mean) * factor + mean
-    close(corrupted(images, "contrast", severity), expected)
+    assert_close(corrupted(images, "contrast", severity), expected)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_noise_is_normal_and_clipped(size: int, severity: int, deviation: float)
     images = pictures(4, 3, size)
     ours = corrupted(images, "noise", severity, np.random.default_rng(9))
     drawn = np.random.default_rng(9).standard_normal(images.shape, dtype=np.float32).astype(np.float64)
-    close(ours, images + 255 * deviation * drawn)
+    assert_close(ours, images + 255 * deviation * drawn)
     grey = np.full((200, 1, size, size), 128, np.uint8)[: 200 * 32 * 32 // size**2 + 4]
     noisy = corrupted(grey, "noise", 1, np.random.default_rng(1)).astype(np.float64) + 0.5
     assert noisy.std() == pytest.approx(255 * {32: 0.04, 64: 0.04, 224: 0.08}[size], rel=0.01)

@@ -3,6 +3,7 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar
 
@@ -55,13 +56,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of the layout that the archive holds."""
     if not os.path.exists(path):
         raise MissingData(f"there is no file {path}; give `path` an .npz archive with {LAYOUT}.")
+    return arrays(path, KEYS)
+
+
+def arrays(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of an archive's arrays that are asked for and there; raises DataError for what is no archive or damaged."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\3\4":
                 raise DataError(f"{path} is not an .npz archive (a zip of arrays); write it with numpy.savez.")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                return {key: _array(path, key, archive) for key in archive.files if key in KEYS}
+                return {key: _array(path, key, archive) for key in archive.files if key in keys}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}.") from None
     except zipfile.BadZipFile as error:

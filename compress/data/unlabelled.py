@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from compress.config import Config, fingerprint
 from compress.data.base import Data, Images, InMemory, MissingData, Preprocessing
 from compress.data.files import Files, decoded
 from compress.data.image_folder import IN_MEMORY_BYTES, image_files
+from compress.data.npz import arrays
 from compress.data.pictures import in_memory
 from compress.errors import DataError
 
@@ -63,13 +62,8 @@ class Unlabelled(Config):
 def _array(path: Path) -> np.ndarray:
     """The archive's images."""
     try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\3\4":
-                raise DataError(f"unlabelled: {path} is not an .npz archive; write it with numpy.savez")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as found:
-                images = found["images"] if "images" in found.files else None
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        images = arrays(path, {"images"}).get("images")
+    except DataError as error:
         raise DataError(f"unlabelled: {path} cannot be read as an .npz archive: {error}") from None
     if images is None:
         raise DataError(f"unlabelled: {path} holds no array `images`; it must be uint8 (n, H, W) or (n, H, W, 1 or 3)")
@@ -79,7 +73,7 @@ def _array(path: Path) -> np.ndarray:
         raise DataError(
             f"unlabelled: {path} holds `images` of {seen}; they must be uint8 (n, H, W) or (n, H, W, 1 or 3)"
         )
-    return images  # type: ignore[no-any-return]
+    return images
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -55,6 +55,7 @@ class _Contest(nn.Module):
             self.discriminators.append(discriminator(theirs.shape[1], hidden))
 
     def forward(self, batch: Batch, teacher: Outputs) -> Float[Tensor, " batch"]:
+        """What the discriminators and the student each lose to the other, for each image."""
         terms = []
         for judge, adapter, (mine, theirs) in zip(
             self.discriminators, self.adapters, self.pairs(batch, teacher), strict=True

@@ -107,6 +107,7 @@ class Contrast(nn.Module):
         indices: Int[Tensor, " b"],
         labels: Int[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
+        """The contrast of each image's features with the memories, which then take them in."""
         chosen = torch.cat([indices[:, None], self.others(labels)], 1)
         vectors = [F.normalize(embed(x)) for embed, x in zip(self.embeddings, (mine, theirs), strict=True)]
         # The memories change below, and the gradient needs them as they are now.

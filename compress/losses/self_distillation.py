@@ -65,6 +65,7 @@ class _Exits(nn.Module):
         self.classify = nn.ModuleList(nn.Linear(deepest, classes) for _ in early)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """What the early exits miss of the labels, of the deepest logits and of the deepest features."""
         *early, deepest = map(as_map, _features(batch, self.loss))
         deepest = deepest.detach()
         terms = []

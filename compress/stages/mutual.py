@@ -86,6 +86,7 @@ class Cohort(nn.Module):
         return self.to(memory_format=torch.channels_last)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """The peers' losses and everyone's distance from the others, the peers being run on the student's images."""
         assert batch.inputs is not None, "peers see the images themselves"
         kind = batch.inputs.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):

@@ -170,6 +170,7 @@ def _telling(env: Env, tries: int, macs: Callable[[Rungs], float], scores: Mappi
     began = time.perf_counter()
 
     def tell(tried: Tried[Rungs]) -> None:
+        """Say how far the search is."""
         score, best = scores[tried.candidate].accuracy, scores[tried.best].accuracy
         spent = time.perf_counter() - began
         left = spent * max(tries - tried.count, 0) / tried.count
