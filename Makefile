@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: run test setup check bench bench-quantization bench-pruning bench-distillation clean
+.PHONY: run test setup check bench bench-quantization bench-pruning bench-distillation faults clean
 
 run: .venv/installed
 	$(BIN)/compress run pipelines/mobilenet.yaml
@@ -36,6 +36,10 @@ bench-pruning: .venv/installed
 # CIFAR-100. What needs a GPU: benchmarks/distillation_gpu.py.
 bench-distillation: .venv/installed
 	$(BIN)/python benchmarks/distillation.py $(if $(CIFAR),--cifar $(CIFAR))
+
+# Kills, damaged files, full disks, bad and malicious input, injected one after the other; about a quarter of an hour.
+faults: .venv/installed-test
+	$(BIN)/python benchmarks/faults.py
 
 # torch and torchvision must come from one place, as a pair: a local wheel of one of them would break the other.
 .venv/installed: pyproject.toml

@@ -20,9 +20,10 @@ from compress.events import Event
 from compress.models import MODELS
 from compress.net import Net, Spec
 from compress.objective import Tutor
+from compress.predicting import accuracy, predict
 from compress.recipe import Training
 from compress.targets import Targets, find
-from compress.train import Progress, accuracy, fit, predict
+from compress.train import Progress, fit
 
 TRIAL: dict[str, Any] = {"epochs": 1, "batch_size": 16, "warmup": 0}
 TRIAL_WIDTH = 0.1

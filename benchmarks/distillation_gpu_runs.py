@@ -13,8 +13,8 @@ from compress import net as nets
 from compress.config import fingerprint
 from compress.data.base import Data
 from compress.objective import Tutor
+from compress.predicting import accuracy, predict
 from compress.recipe import Training
-from compress.train import accuracy, predict
 
 HELD_OUT = 10  # a tenth of the training images judges a search
 

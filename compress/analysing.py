@@ -1,17 +1,21 @@
 """`compress sensitivity`: where a pipeline's baseline can be cut, before any stage is decided upon."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from compress import durable
+from compress.distributed.group import current
+from compress.distributed.launch import pick_device
 from compress.events import Listener, ignore
 from compress.making import Maker
 from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.pruning.sensitivity_picture import drawn
 from compress.pruning.sensitivity_table import Row, Table, summary
-from compress.runner import locked, make_folder, pick_device
+from compress.runner import taken
 from compress.sources import load
 from compress.stages import Env, Sensitivity
 
@@ -35,22 +39,26 @@ def analyse(
     there are taken over as well. Settings are those of the pipeline's first `sensitivity` stage, or that stage's
     defaults. Raises CompressError of every kind.
     """
-    chosen = pick_device(device)
-    make_folder(out)
-    with locked(out):
-        images = load(pipeline)
+    group = current()
+    chosen = pick_device(device) if group.size == 1 else group.device
+    with taken(out):
+        images = group.in_turn(partial(load, pipeline))
         data = images.data
         for warning in data.warnings:
             emit({"event": "warning", "text": warning})
         maker = Maker(pipeline, images, out, chosen, emit, [None] * len(pipeline.stages), plugins)
         stage = next((each for each in pipeline.stages if isinstance(each, Sensitivity)), Sensitivity())
         env = Env(data, (), chosen, pipeline.seed, Sensitivity.name, emit)
-        analysis = stage.analysis(baseline(maker), env)
-        path = out / "sensitivity.csv"
-        rows = analysis.rows(Table(path, partial(_warn, emit)), stage.telling(env))
+        net, path = baseline(maker), out / "sensitivity.csv"
         picture = path.with_suffix(".svg")
-        picture.write_text(drawn(rows), encoding="utf-8")
-        return Analysed(tuple(rows), path, picture, tuple(summary(rows)))
+
+        def measure() -> list[list[Any]]:
+            found = stage.analysis(net, env).rows(Table(path, partial(_warn, emit)), stage.telling(env))
+            durable.write(picture, drawn(found))
+            return [[*astuple(row)] for row in found]
+
+        rows = tuple(Row(*values) for values in group.first(measure))
+        return Analysed(rows, path, picture, tuple(summary(rows)))
 
 
 def baseline(maker: Maker) -> Net:

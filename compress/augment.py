@@ -50,6 +50,17 @@ class Change:
         offsets = torch.stack([views // side % side, views % side])
         return cls(kind, size, len(views), offsets, views >= side**2 if _mirrors(kind, mirror) else None)
 
+    def part(self, rows: Tensor) -> "Change":
+        """What happens to some of the images."""
+        return Change(
+            self.kind,
+            self.size,
+            len(rows),
+            None if self.offsets is None else self.offsets[:, rows],
+            None if self.mirrored is None else self.mirrored[rows],
+            None if self.transform is None else self.transform[rows],
+        )
+
     def views(self) -> Tensor:
         """Which view of itself each image becomes: (count,) int64, see `views`. ValueError where they are endless."""
         if self.transform is not None:

@@ -4,13 +4,15 @@ import io
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from compress import __version__
-from compress.errors import CompressError, ConfigError, ResourceError
+from compress import __version__, interruption
+from compress.errors import CompressError, ConfigError
 
 app = typer.Typer(
     name="compress",
@@ -67,21 +69,37 @@ def run(
         int, typer.Option("--seeds", metavar="N", help="Make the student N times; the report has mean and spread.")
     ] = 1,
     plugin: Plugins = [],  # noqa: B006
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-every", metavar="SECONDS", min=0, help="How often a training is kept; 0: every step."
+        ),
+    ] = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only.")] = False,
 ) -> None:
-    """Run the whole pipeline; picks up where it stopped."""
+    """Run the whole pipeline; picks up where it stopped, inside a training too."""
     _known(device)
-    loaded = _read(pipeline, overrides, plugin)
-    from compress import runner
-    from compress.console import Screen, show_rows
+    with _together(device) as group:
+        loaded = _read(pipeline, overrides, plugin)
+        from compress import runner
+        from compress.console import Screen
+
+        folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
+        with Screen(quiet or not group.leads) as screen:
+            outcome = runner.run(
+                loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=plugin,
+                emit=screen, command=_command(pipeline, overrides, plugin, smoke, seeds),
+                checkpoint_every=checkpoint_every,
+            )  # fmt: skip
+        code = group.first(lambda: _shown(outcome))
+    raise typer.Exit(code)
+
+
+def _shown(outcome: Any) -> int:
+    """Print what a run came to; gives the exit code, and raises what went wrong at the end."""
+    from compress.console import show_rows
     from compress.report import wording
 
-    folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
-    with Screen(quiet) as screen:
-        outcome = runner.run(
-            loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=plugin, emit=screen,
-            command=_command(pipeline, overrides, plugin, smoke, seeds),
-        )  # fmt: skip
     show_rows(outcome.report)
     typer.echo(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
     for line in wording.over_seeds(outcome.report):
@@ -95,7 +113,7 @@ def run(
                 f"budget missed: {limit.limit} allows {limit.value:g}, measured {limit.measured:.4g}",
                 err=True,
             )
-    raise typer.Exit(outcome.exit_code)
+    return int(outcome.exit_code)
 
 
 @app.command()
@@ -144,15 +162,17 @@ def sensitivity(
 ) -> None:
     """Measure what each group of layers of the baseline can lose: a table and a picture; goes on where it stopped."""
     _known(device)
-    loaded = _read(pipeline, overrides, plugin)
-    from compress.analysing import analyse
-    from compress.console import Screen
+    with _together(device) as group:
+        loaded = _read(pipeline, overrides, plugin)
+        from compress.analysing import analyse
+        from compress.console import Screen
 
-    with Screen() as screen:
-        found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
-    for sentence in found.sentences:
-        typer.echo(sentence)
-    typer.echo(f"table: {found.table}\npicture: {found.picture}")
+        with Screen(not group.leads) as screen:
+            found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
+    if group.leads:
+        for sentence in found.sentences:
+            typer.echo(sentence)
+        typer.echo(f"table: {found.table}\npicture: {found.picture}")
 
 
 @app.command()
@@ -257,15 +277,13 @@ def init(
     """Write a starter pipeline to edit."""
     from importlib.resources import files
 
+    from compress import durable
+
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     text = files("compress").joinpath("starters/starter.yaml").read_text(encoding="utf-8")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ConfigError(f"{target} is there already; choose another name, or delete it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text.replace("NAME", target.stem, 1), encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{target} cannot be written: {error.strerror}; choose another name") from error
+    durable.write(target, text.replace("NAME", target.stem, 1), instead="choose another name")
     typer.echo(
         f"wrote {target}: edit it, then `compress run {target} --smoke` tries it, `compress run {target}` runs it"
     )
@@ -282,8 +300,7 @@ def doctor() -> None:
 
 def main() -> NoReturn:
     """Run the command line; prints one message for an error and exits with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    interruption.listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no `×` should not end a run
@@ -292,6 +309,9 @@ def main() -> NoReturn:
         # Typer's own handling would turn our errors into tracebacks.
         code = app(args=words, prog_name="compress", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except interruption.Stopped as stop:
+        typer.echo(_stopped(stop), err=True)
+        raise
     except Exception as error:  # noqa: BLE001 - the last place that can say it in one sentence
         if "--debug" in sys.argv:
             traceback.print_exc()
@@ -300,11 +320,12 @@ def main() -> NoReturn:
         sys.exit(code)
 
 
-def _stop(number: int, _: object) -> None:
+def _stopped(stop: interruption.Stopped) -> str:
     done = next((done for verb, done in (("run", "stages"), ("sensitivity", "rows")) if verb in sys.argv), "")
-    kept = f"; finished {done} are kept, the same command goes on from them" if done else ""
-    typer.echo(f"{'interrupted' if number == signal.SIGINT else 'terminated'}{kept}", err=True)
-    sys.exit(128 + number)
+    kept = f"; finished {done} are kept" if done else ""
+    kept += ", and the training as it is" if stop.saved else ""
+    again = ": the same command goes on from there" if kept else ""
+    return f"{'interrupted' if stop.number == signal.SIGINT else 'terminated'}{kept}{again}"
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -320,6 +341,35 @@ def _explain(error: BaseException) -> tuple[str, int]:
     from compress.console import explain
 
     return explain(error)
+
+
+@contextmanager
+def _together(device: str) -> Iterator[Any]:
+    """Join the processes that torchrun started with this one, if it did; the first of them alone writes and talks.
+
+    The others end with its exit code and without a word, unless they lost it.
+    """
+    from compress import durable
+    from compress.distributed.failure import Lost
+    from compress.distributed.joining import start
+    from compress.distributed.launch import pick_device
+
+    leads = True
+    try:
+        with start(pick_device(device)) as group:
+            leads = group.leads
+            with nullcontext() if leads else durable.reading_only():
+                yield group
+    except Lost:
+        raise
+    except SystemExit as stop:  # a signal
+        if leads:
+            raise
+        sys.exit(stop.code)
+    except Exception as error:
+        if leads or "--debug" in sys.argv:
+            raise
+        sys.exit(_explain(error)[1])
 
 
 def _known(device: str) -> None:

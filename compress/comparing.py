@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from compress import durable
 from compress.console import plain
-from compress.errors import ArtifactError, CompressError, ConfigError, ResourceError
+from compress.errors import ArtifactError, CompressError, ConfigError
 from compress.report import Report, read
 from compress.report.comparison import Comparison, compare
 from compress.report.comparison_page import NETS_NUMERIC, RUNS_NUMERIC, nets, render, runs
+from compress.report.json import FILE
 from compress.report.tables import Table
+from compress.run_folder import require_sound
 
 WIDE = 10_000  # columns off a terminal, where nothing wraps
 PAGE = Path("compare.html")
@@ -57,13 +60,7 @@ def write_page(comparison: Comparison, file: Path) -> None:
     """Write the page; raises ConfigError for a name that is no page's, ResourceError where it cannot be written."""
     if file.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {file}: should be a file that ends in .html")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.part")
-        unfinished.write_text(render(comparison), encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
-        raise ResourceError(f"{file} cannot be written: {error.strerror}; choose another with --out") from error
+    durable.write(file, render(comparison))
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
@@ -83,6 +80,7 @@ def _read(folder: Path) -> Report:
     if not (folder / "report.json").exists():
         what = "has no report.json: give the folder of a finished run" if folder.is_dir() else "is no run folder"
         raise ConfigError(f"{folder} {what}")
+    require_sound(folder, FILE)
     report = read(folder)
     for row in (*report.rows, *report.alternatives):
         figures = (row.top1_onnx, row.throughput, row.latency_ms.p50)

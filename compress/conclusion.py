@@ -22,6 +22,7 @@ from compress.proof import Proof, Prover, require_agreement
 from compress.repeats import Repeated, over_seeds
 from compress.report import Curve, Layer, OverSeeds, Report, UnderCorruption
 from compress.row import Latency, Row
+from compress.shipping import ship
 from compress.sources import Sources
 from compress.stages import Distill
 from compress.verdict import at_chance, judge_budget, judge_run
@@ -42,7 +43,10 @@ class Outcome:
 
 @dataclass
 class Conclusion:
-    """Turns the nets of a run into its report. `judged` is off for smoke runs, whose accuracy means nothing."""
+    """Turns the nets of a run into its report. `judged` is off for smoke runs, whose accuracy means nothing.
+
+    `processes` is how many trained together.
+    """
 
     pipeline: Pipeline
     sources: Sources
@@ -53,6 +57,7 @@ class Conclusion:
     command: str
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    processes: int = 1
 
     @property
     def data(self) -> Data:
@@ -84,6 +89,7 @@ class Conclusion:
         self.remark(trail, (*files.values(), *variants.values()), rows, trained)
         if self.data.embedded:
             self.prover.write_test_images()
+        ship(self.out, {**files, **variants}, self.provers(trail, names))
         robustness = self.robustness(trail, names, files)
         seeds = self.over_seeds(trail, names, files, again, trained)
         report = Report(
@@ -122,6 +128,14 @@ class Conclusion:
                 path = f"models/alternatives/{long}.{_ending(net)}"
                 variants[long] = self.prover.prove(net, long, path, result.folder / variant, result.key)
         return files, variants
+
+    def provers(self, trail: Sequence[Finished], names: Sequence[str]) -> dict[str, Prover]:
+        """Who sees the images of each net and of each variant beside it, by name."""
+        found = {}
+        for i, (name, result) in enumerate(zip(names, trail, strict=True)):
+            found[name] = self.prover.seeing(self.data_of(i))
+            found |= {f"{name}-{variant}": self.prover for variant in result.beside}
+        return found
 
     def timed(self, proofs: Mapping[str, Proof]) -> dict[str, Latency]:
         """The latency of all files, which take turns."""
@@ -259,6 +273,7 @@ class Conclusion:
             # What latency was measured with; training may use more.
             "threads": self.pipeline.benchmark.threads,
             "training_threads": found["threads"],
+            "processes": self.processes,
             "seed": self.pipeline.seed,
             "pipeline_hash": self.pipeline.key,
             "data_fingerprint": self.data.fingerprint,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -22,6 +23,48 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+MOST_PROBLEMS = 100  # that are told one by one
+MOST_NAMED = 100  # stages, losses and the like in one list
+MOST_INT = 2**53  # what JSON's readers agree on
+LONGEST = 80  # characters of what a user gave, in a sentence about it
+
+
+def _bound(schema: Any) -> None:
+    """Make a schema stricter in place: `true` is no number, integers and lists of things by name have an end.
+
+    Pydantic takes `true` for 1, and YAML takes `on` and `yes` for `true`.
+    """
+    if isinstance(schema, list):
+        for each in schema:
+            _bound(each)
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")
+    if kind == "function-before" and schema["function"]["function"] is _no_bool:
+        return  # of another Config, done before
+    if kind == "int" and not {"le", "lt"} & schema.keys():
+        schema["le"] = MOST_INT
+    if kind in ("int", "float") or (kind == "literal" and any(type(each) is int for each in schema["expected"])):
+        plain = dict(schema)
+        schema.clear()
+        schema.update(core_schema.no_info_before_validator_function(_no_bool, plain))
+        return
+    if kind == "tuple" and "variadic_item_index" in schema and _by_name(schema["items_schema"]):
+        schema.setdefault("max_length", MOST_NAMED)
+    for key, each in schema.items():
+        if key not in ("default", "metadata"):
+            _bound(each)
+
+
+def _by_name(items: Any) -> bool:
+    return any(each["type"] == "function-plain" for each in items)
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("config", f"should be a number, not {str(value).lower()}")
+    return value
 
 
 class Config(BaseModel):
@@ -40,6 +83,12 @@ class Config(BaseModel):
     also: ClassVar[tuple[str, ...]] = ()
     newer: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _bound(schema)
+        return schema
+
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
@@ -52,7 +101,7 @@ class Config(BaseModel):
         if not isinstance(raw, Mapping):
             return handler(raw)
         known = [*cls.model_fields, *cls.also]
-        problems = [no_such_key((str(key),), key, known) for key in raw if key not in known]
+        problems = [no_such_key((cut(str(key)),), key, known) for key in raw if key not in known]
         if not problems:
             return handler(raw)
         try:
@@ -81,7 +130,7 @@ class OneOf:
             case _:
                 raise PydanticCustomError("one_of", "should be a name, or one `name: {key: value}`")
         if name not in self.table:
-            raise PydanticCustomError("one_of", f"no {name!r} here.{near(name, self.table)}")
+            raise PydanticCustomError("one_of", f"no {cut(repr(name))} here.{near(name, self.table)}")
         try:
             return self.table[name].model_validate({} if fields is None else fields)
         except ValidationError as error:
@@ -93,6 +142,22 @@ class OneOf:
         )
 
 
+class NameIn:
+    """Annotate a text field with the table that it is a name of: `Annotated[str, NameIn(IMPORTANCES)]`."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.table = table
+
+    def check(self, name: str) -> str:
+        """The name itself."""
+        if name not in self.table:
+            raise PydanticCustomError("config", f"no {cut(repr(name))} here.{near(name, self.table)}")
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
 def as_named(value: Any) -> dict[str, Any]:
     """The inverse of `OneOf.parse`: `{name: {field: value}}`."""
     return {value.name: value.model_dump(mode="json")}
@@ -100,8 +165,12 @@ def as_named(value: Any) -> dict[str, Any]:
 
 def near(name: object, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` with the nearest of the known names, or the names themselves if none is near."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return _near(cut(str(name)), tuple(sorted(known)))
+
+
+@lru_cache(maxsize=1024)
+def _near(name: str, names: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]!r}?"
     if not names:
@@ -115,11 +184,18 @@ def relocated(error: ValidationError, prefix: tuple[str, ...]) -> list[InitError
 
 
 def described(error: ValidationError) -> list[str]:
-    """One line for each problem: `where.it.is: what is wrong`."""
-    return [
-        f"{'.'.join(map(str, e['loc'])) or 'the file'}: {_plain(e['msg'], e['input'], e['type'])}"
-        for e in error.errors()
+    """One line for each problem: `where.it.is: what is wrong`; of very many the first ones, and how many more."""
+    found = error.errors()
+    lines = [
+        f"{'.'.join(cut(str(part)) for part in e['loc']) or 'the file'}: {_plain(e['msg'], e['input'], e['type'])}"
+        for e in found[:MOST_PROBLEMS]
     ]
+    return lines if len(found) <= MOST_PROBLEMS else [*lines, f"and {len(found) - MOST_PROBLEMS:,} more"]
+
+
+def cut(text: str) -> str:
+    """What a user gave, short enough to be part of a sentence."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def fingerprint(*parts: object) -> str:
@@ -144,6 +220,6 @@ def _plain(message: str, value: object, kind: str) -> str:
         return message
     if kind == "missing":
         return "is missing"
-    message = re.sub(r"^\w+ should ", "should ", message.removeprefix("Value error, "))
+    message = re.sub(r"^\w+ should ", "should ", message.removeprefix("Value error, ")).replace(" after validation", "")
     shown = isinstance(value, str | int | float | bool) or value is None
-    return f"{message}, not {value!r}" if shown and kind != "value_error" else message
+    return f"{message}, not {cut(repr(value))}" if shown and kind != "value_error" else message

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -21,12 +22,30 @@ NO_SPACE_SAID = re.compile(r"No space left on device|os error (27|28|122)\b")
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 BAD_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
 SAY_EVERY_S = 10.0
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, those that turn the direction of what follows, halves of surrogates, what XML has no place for.
+UNSHOWN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 
 def plain(text: str) -> str:
-    """Text without the control characters that could write to a terminal behind one's back."""
-    return CONTROL.sub("�", text)
+    """Text without the characters that could write to a terminal, or turn a line, behind one's back."""
+    return UNSHOWN.sub("�", text)
+
+
+def one_line(text: str) -> str:
+    """A name as it is shown: `plain`, and on one line."""
+    return plain(" ".join(text.split()))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a result, whatever names it holds."""
+    typer.echo(plain(text), err=err)
+
+
+def marked(text: object) -> str:
+    """Anything as text for rich, which would take `[bold]` for an order."""
+    return escape(one_line(str(text)))
 
 
 def clock(seconds: float) -> str:
@@ -42,11 +61,12 @@ class Screen:
     """Listens to a run's events and shows them; used as a context manager."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(file=sys.stderr, highlight=False)
+        self.console = Console(file=sys.stderr, highlight=False, emoji=False)
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(24),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=self.console, transient=True,
         )  # fmt: skip
         self.task: TaskID | None = None
@@ -66,27 +86,48 @@ class Screen:
     def __call__(self, event: Event) -> None:
         """Show an event."""
         kind = event["event"]
+        if event.get("again"):
+            return  # shown before an interruption, and told again for the files of the run alone
         if kind in ("step", "epoch"):
             self.training(event)
         elif kind == "progress":
             self.advancing(event)
         elif kind == "stage":
-            self.say(f"[bold]{event['stage']}[/bold]: started")
+            self.say(f"[bold]{marked(event['stage'])}[/bold]: started")
         elif kind == "unchanged":
-            self.say(f"[bold]{event['stage']}[/bold]: unchanged, taken over from {event['folder']}")
+            stage, folder = marked(event["stage"]), marked(event["folder"])
+            self.say(f"[bold]{stage}[/bold]: unchanged, taken over from {folder}")
         elif kind == "stage finished":
             self.close()
-            self.say(f"[bold]{event['stage']}[/bold]: finished in {clock(event['seconds'])}")
+            self.say(f"[bold]{marked(event['stage'])}[/bold]: finished in {clock(event['seconds'])}")
         elif kind == "seed":
             self.say(f"seed {event['seed']} of 0 to {event['of'] - 1}")
         elif kind == "preflight":
             self.say("checking that every net can be built, pruned, quantized and exported")
         elif kind == "exporting":
-            self.say(f"[bold]{escape(event['net'])}[/bold]: exporting, measuring accuracy of the file")
+            self.say(f"[bold]{marked(event['net'])}[/bold]: exporting, measuring accuracy of the file")
         elif kind == "measuring":
             self.say(f"timing {event['files']} files in turns")
         elif kind == "warning":
             self.say(f"[yellow]warning:[/yellow] {escape(plain(event['text']))}")
+        else:
+            self.after_interruption(event)
+
+    def after_interruption(self, event: Event) -> None:
+        """Say what a run found of an earlier one in its folder, and what it made of numbers that went wrong."""
+        kind = event["event"]
+        if kind == "resumed" and event["step"]:
+            self.say(f"[bold]{marked(event['stage'])}[/bold]: taken up again at step {event['step']}")
+        elif kind == "mended":
+            self.say(f"[yellow]warning:[/yellow] {marked(event['stage'])}: {marked(event['text'])}")
+        elif kind == "taken over":
+            dead = f"pid {event['pid']} on host {marked(event['host'])}"
+            self.say(f"the last run here, {dead}, ended without a word; this one takes over")
+        elif kind == "changed":
+            self.say(marked("since the last run here: " + "; ".join(event["fields"])))
+            for what, stages in (("made again", event["rerun"]), ("taken over", event["kept"])):
+                if stages:
+                    self.say(marked(f"{what}: {', '.join(stages)}"))
 
     def training(self, event: Event) -> None:
         """Show how far a training is: a moving bar on a terminal, a line an epoch elsewhere."""
@@ -98,12 +139,12 @@ class Screen:
             figures += f"  val {event['val_accuracy']:.1f} %"
         if not self.live:
             if event["event"] == "epoch":
-                self.say(f"{event['stage']}: {figures}")
+                self.say(f"{marked(event['stage'])}: {figures}")
             return
         total = event["epochs"] * event["steps"]
         done = (event["epoch"] - 1) * event["steps"] + event["step"]
         if self.task is None:
-            self.task = self.progress.add_task(event["stage"], total=total, figures="")
+            self.task = self.progress.add_task(one_line(event["stage"]), total=total, figures="")
         self.progress.update(self.task, completed=done, total=total, figures=figures)
 
     def advancing(self, event: Event) -> None:
@@ -112,11 +153,11 @@ class Screen:
         if not self.live:
             if event["done"] == event["of"] or time.monotonic() - self.said > SAY_EVERY_S:
                 self.said = time.monotonic()
-                self.say(escape(f"{event['stage']}: {figures}"))
+                self.say(marked(f"{event['stage']}: {figures}"))
             return
         if self.task is None:
-            self.task = self.progress.add_task(event["stage"], total=event["of"], figures="")
-        self.progress.update(self.task, completed=event["done"], total=event["of"], figures=escape(figures))
+            self.task = self.progress.add_task(one_line(event["stage"]), total=event["of"], figures="")
+        self.progress.update(self.task, completed=event["done"], total=event["of"], figures=one_line(figures))
         if event["done"] == event["of"]:
             self.close()
 
@@ -135,10 +176,10 @@ def show_rows(report: Any) -> None:
     table = Table("net", "top-1 %", "95 %", "agree %", "params", "MMAC", "kB", "ms", box=None)
     for row in (*report.rows, *report.alternatives):
         table.add_row(
-            escape(row.net), f"{row.top1_onnx:.2f}", f"{row.top1_low:.1f}–{row.top1_high:.1f}", f"{row.agreement:.2f}",
+            marked(row.net), f"{row.top1_onnx:.2f}", f"{row.top1_low:.1f}–{row.top1_high:.1f}", f"{row.agreement:.2f}",
             f"{row.params:,}", f"{row.macs / 1e6:.2f}", f"{row.bytes / 1000:,.0f}", f"{row.latency_ms.p50:.3f}",
         )  # fmt: skip
-    Console(width=110).print(table)
+    Console(width=110, emoji=False).print(table)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -1,13 +1,15 @@
 """What becomes of a net at the end of its pipeline: the later stages without training, and the file."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from compress import durable
 from compress.data.base import Data
+from compress.distributed.group import current
 from compress.export.onnx import Exporter
 from compress.measure.latency import TURN_S, measure_latency
 from compress.measure.profile import layer_times
@@ -27,7 +29,7 @@ class FileEnding:
 
     `later` are the stages that follow. Size and time of a file do not depend on the values of its weights, so what
     was measured once for a net is remembered for all nets of the same description. `metadata` is what a file says of
-    itself.
+    itself. Of several processes the first measures, while the others wait.
     """
 
     exporter: Exporter
@@ -45,17 +47,27 @@ class FileEnding:
 
     def bytes(self, net: Net) -> int:
         """The size of the net's final file."""
-        final = self.final(net)
-        return len(self.exporter(final, self.metadata(final)).SerializeToString())
+        return int(current().first(partial(self._bytes, net)))
 
     def milliseconds(self, nets: Mapping[str, Net]) -> Mapping[str, float]:
         """Median milliseconds of each net's final file, all taking turns."""
+        found: Mapping[str, float] = current().first(partial(self._milliseconds, nets))
+        return found
+
+    def layers(self, net: Net) -> Mapping[str, float]:
+        """Milliseconds of each layer of the net's final file; under an empty name what belongs to none."""
+        found: Mapping[str, float] = current().first(partial(self._layers, net))
+        return found
+
+    def _bytes(self, net: Net) -> int:
+        final = self.final(net)
+        return len(self.exporter(final, self.metadata(final)).SerializeToString())
+
+    def _milliseconds(self, nets: Mapping[str, Net]) -> Mapping[str, float]:
         key = ("milliseconds", *((name, net.spec.key) for name, net in nets.items()))
         if key not in self.remembered:
-            with tempfile.TemporaryDirectory() as folder:
-                files = {
-                    name: self.written(net, Path(folder) / f"{i}.onnx") for i, (name, net) in enumerate(nets.items())
-                }
+            with durable.temporary() as folder:
+                files = {name: self.written(net, folder / f"{i}.onnx") for i, (name, net) in enumerate(nets.items())}
                 rounds = self.rounds(files)
                 blocks = [
                     measure_latency(files, threads=self.threads, batch=self.batch, rounds=rounds) for _ in range(BLOCKS)
@@ -70,12 +82,11 @@ class FileEnding:
         round_s = float(sum(max(times.sum() / 1e3, TURN_S) for _, times in once.values()))
         return min(max(round(BLOCK_S / round_s), FEWEST_ROUNDS), MOST_ROUNDS)
 
-    def layers(self, net: Net) -> Mapping[str, float]:
-        """Milliseconds of each layer of the net's final file; under an empty name what belongs to none."""
+    def _layers(self, net: Net) -> Mapping[str, float]:
         key = ("layers", net.spec.key)
         if key not in self.remembered:
-            with tempfile.TemporaryDirectory() as folder:
-                file = self.written(net, Path(folder) / "net.onnx")
+            with durable.temporary() as folder:
+                file = self.written(net, folder / "net.onnx")
                 self.remembered[key] = layer_times(file, threads=self.threads, batch=self.batch)
         return self.remembered[key]
 
@@ -88,7 +99,7 @@ class FileEnding:
     def written(self, net: Net, path: Path) -> Path:
         """A file that takes as long as the net's final one, its weights as they are."""
         net = self.final(net)
-        path.write_bytes(self.exporter.sketch(net).SerializeToString())
+        durable.write(path, self.exporter.sketch(net).SerializeToString())
         return path
 
 

@@ -27,6 +27,8 @@ STEPS, WARM_UP = 5, 2
 SAME = {"cpu": 1e-3, "cuda": 0.3}
 
 
+WAYS = {"compiled": "default", "graphs": "reduce-overhead"}  # torch.compile's modes
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 KEPT_BYTES = 2**28
 
@@ -56,13 +58,27 @@ class Engine:
         return "; ".join(part for part in (f"training step: {self.name} ({figures})", self.remark) if part)
 
 
-def fastest(module: nn.Module, run: Run, inputs: Tensor, *, compiling: Compile, steps: int, watched: bool) -> Engine:
+def fastest(
+    module: nn.Module,
+    run: Run,
+    inputs: Tensor,
+    *,
+    compiling: Compile,
+    steps: int,
+    watched: bool,
+    before: str | None = None,
+) -> Engine:
     """Choose how to run a net for `steps` steps of training on batches such as `inputs`.
 
     `run` runs the module as it is. `auto` measures where the training is long enough for compiling to pay; `on`
     compiles wherever that works. A net whose layers are watched, or that rounds, runs as it is: hooks and quantizers
-    keep books in Python. The module's weights and statistics are afterwards what they were.
+    keep books in Python. The module's weights and statistics are afterwards what they were. `before` is the engine that
+    the training began with: another one would round otherwise.
     """
+    if before is not None:
+        if before != "plain":
+            torch.compiler.reset()
+        return Engine(before, torch.compile(run, mode=WAYS[before]) if before in WAYS else run)
     if compiling == "off" or watched or any(True for _ in activation_quantizers(module)):
         return Engine("plain", run)
     kind = inputs.device.type
@@ -90,7 +106,7 @@ def _measured(
     if compiling == "auto" and steps * plain_ms / 1e3 < WORTH_IT_S[kind]:
         return Engine("plain", run, {"plain": plain_ms})
     expected = _logits(run, module, inputs, state)
-    ways = {"compiled": "default"} | ({"graphs": "reduce-overhead"} if kind == "cuda" else {})
+    ways = {name: mode for name, mode in WAYS.items() if name != "graphs" or kind == "cuda"}
     tried, runs, remarks = {"plain": plain_ms}, {"plain": run}, []
     torch.compiler.reset()  # every training compiles the same code for another net, and only so many are kept
     for name, mode in ways.items():

@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("compress", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "numpy")
 # What decides the speed of float and int8 kernels on x64 and on Arm.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
@@ -17,6 +15,8 @@ FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd
 
 def environment() -> dict[str, Any]:
     """The machine and the versions: cpu, flags, threads, gpu, python, packages, commit."""
+    import torch  # here, because what only asks for free bytes should start at once
+
     return {
         "cpu": cpu_name(),
         "flags": cpu_flags(),

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from compress import __version__, kept
+from compress import __version__, durable, kept
+from compress.checkpoint import EVERY_S, Checkpoints
 from compress.config import as_named, fingerprint, near
 from compress.data import Data
+from compress.distributed.group import current
 from compress.environment import version
-from compress.errors import ArtifactError, ConfigError
+from compress.errors import ArtifactError, ConfigError, ResourceError
 from compress.events import Event, Listener
 from compress.kept import Finished
 from compress.named_nets import Model
@@ -35,6 +37,7 @@ from compress.weights import content_files, is_file, load_weights
 @dataclass
 class Maker:
     """Makes a pipeline's nets in a run folder; `warnings` gathers what went wrong without stopping it.
+    Every `checkpoint_every` seconds, at the end of a step, a training is kept as it is.
 
     `endings` tell each stage what the file of a net would cost, or are None where there is no time to measure.
 
@@ -56,6 +59,7 @@ class Maker:
     plugins: Sequence[Path] = ()
     warnings: list[str] = field(default_factory=list)
     repeat: int = 0
+    checkpoint_every: float = EVERY_S
 
     def __post_init__(self) -> None:
         pipeline = self.pipeline
@@ -128,6 +132,7 @@ class Maker:
             later = [label]
         for gone in later:
             shutil.rmtree(folders[gone], ignore_errors=True)
+            shutil.rmtree(kept.unfinished_of(folders[gone]), ignore_errors=True)
 
     def all_there(self) -> bool:
         """Whether nothing is left to be made."""
@@ -206,47 +211,73 @@ class Maker:
         return net
 
     def finished_or(self, folder: Path, make: Callable[[Env], Net], key: str, env: Env) -> Finished:
-        """The kept result of a stage, or a new one, kept."""
-        stage = env.stage
+        """The kept result of a stage, or a new one, kept; of several processes the first says which, and keeps it."""
+        stage, group = env.stage, current()
+        found: list[Finished] = []
+        if group.first(partial(self.take_over, folder, stage, found)):
+            return found[0] if found else _required(folder)
+        self.tell({"event": "stage", "stage": stage, "folder": folder.name, "time": time.time()})
+        unfinished = Path(group.first(lambda: str(kept.start(folder))))
+        try:
+            result = self.made(folder, unfinished, make, key, env)
+            group.first(lambda: kept.finish(unfinished, result))
+        except BaseException:
+            if group.leads:
+                kept.give_up(unfinished)
+            raise
+        self.tell({"event": "stage finished", "stage": stage, "seconds": result.seconds, "time": time.time()})
+        return result
+
+    def take_over(self, folder: Path, stage: str, found: list[Finished]) -> bool:
+        """Put the kept result of a stage into `found`, if it can be used; gives whether it can."""
         try:
             result = kept.load(folder)
         except ArtifactError as error:
             self.warnings.append(f"{error}; it was run again")
             self.tell({"event": "warning", "text": self.warnings[-1]})
-            result = None
-        if result is not None:
-            self.tell({"event": "unchanged", "stage": stage, "folder": folder.name})
-            return result
-        self.tell({"event": "stage", "stage": stage, "folder": folder.name, "time": time.time()})
-        unfinished = kept.start(folder)
-        try:
-            result = self.made(folder, unfinished, make, key, env)
-            kept.finish(unfinished, result)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        self.tell({"event": "stage finished", "stage": stage, "seconds": result.seconds, "time": time.time()})
-        return result
+            return False
+        if result is None:
+            return False
+        self.tell({"event": "unchanged", "stage": stage, "folder": folder.name})
+        found.append(result)
+        return True
+
+    def damaged(self, stage: str, text: str) -> None:
+        """Hear of a checkpoint that cannot be used."""
+        self.warnings.append(f"{stage}: {text}")
+        self.tell({"event": "warning", "text": self.warnings[-1]})
 
     def made(self, folder: Path, unfinished: Path, make: Callable[[Env], Net], key: str, env: Env) -> Finished:
         """Run a stage, its curve written to `unfinished` epoch by epoch."""
         notes: list[str] = []
         warnings: list[str] = []
         beside: dict[str, Net] = {}
+        records: list[str] = []
         curve = unfinished / "train.jsonl"
 
         def listen(event: Event) -> None:
-            self.tell(event)
+            if not event.get("again"):  # else it was told before the stage was taken up again
+                self.tell(event)
             if event["event"] == "epoch":
-                with curve.open("a") as file:
-                    file.write(json.dumps({k: v for k, v in event.items() if k != "event"}) + "\n")
+                records.append(json.dumps({k: v for k, v in event.items() if k not in ("event", "again")}) + "\n")
+                durable.write(curve, "".join(records))
+            elif gone := event.get("withdrawn"):
+                del records[-gone:]
 
-        env = replace(env, emit=listen, note=notes.append, warn=warnings.append, beside=beside.__setitem__)
-        began = time.perf_counter()
-        net = make(env)
-        seconds = time.perf_counter() - began
-        curve_kept = kept.read_curve(curve)
+        store = Checkpoints(unfinished / kept.CHECKPOINTS, self.checkpoint_every, partial(self.damaged, env.stage))
+        told: dict[str, Any] = {"emit": listen, "note": notes.append, "warn": warnings.append}
+        net = make(replace(env, **told, beside=beside.__setitem__, checkpoints=store))
+        seconds = store.seconds
+        curve_kept = kept.read_curve(curve) if current().leads else ()
         return Finished(env.stage, key, folder, net, seconds, beside, tuple(notes), tuple(warnings), curve_kept)
+
+
+def _required(folder: Path) -> Finished:
+    """A result that another process found; raises ResourceError where it is not here."""
+    result = kept.load(folder)
+    if result is None:
+        raise ResourceError(f"{folder} is not here: all processes need the same run folder, on a shared disk")
+    return result
 
 
 def model_key(model: Model) -> str:

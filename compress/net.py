@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
+from compress import durable
 from compress.config import Config, OneOf, described, fingerprint
 from compress.edits import EDITS, Edit
 from compress.edits.graph import evaluating
@@ -98,10 +100,10 @@ def probe(net: Net) -> None:
 
 
 def save(net: Net, folder: Path) -> None:
-    """Write net.json and weights.safetensors into an existing folder."""
+    """Write net.json and weights.safetensors into a folder. Raises ResourceError."""
     state = {name: value.detach().cpu().contiguous() for name, value in net.module.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
-    (folder / "net.json").write_text(json.dumps(net.spec.model_dump(mode="json"), indent=1) + "\n")
+    durable.write(folder / "weights.safetensors", serialized(state))
+    durable.write(folder / "net.json", json.dumps(net.spec.model_dump(mode="json"), indent=1) + "\n")
 
 
 def load(folder: Path) -> Net:
@@ -118,7 +120,7 @@ def load(folder: Path) -> Net:
         raise ArtifactError(
             f"{folder} holds no weights: weights.safetensors is missing; delete the folder to train again"
         ) from error
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise ArtifactError(f"{path} is damaged or of another net; delete {folder} to train again") from error
     return net
 
@@ -128,5 +130,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.parent} holds no net: {path.name} is missing") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged; delete {path.parent} to train again") from error

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.data.base import Data
+from compress.distributed.slices import gather, own
+from compress.distributed.synchronized import synchronized
 from compress.edits.graph import evaluating
 from compress.errors import ConfigError
 from compress.features import Place, Watch, find, watching
@@ -104,14 +106,17 @@ class Objective:
             yield self
 
     def said(self, tutor: int, inputs: Tensor) -> Outputs:
-        """What a teacher says of its inputs, running it."""
-        return self.watches[1 + tutor].outputs(self.tutors[tutor].module(inputs).float())
+        """What a teacher says of a batch, every process running it on its rows."""
+        said = self.watches[1 + tutor].outputs(self.tutors[tutor].module(own(inputs)).float())
+        return gathered(said, len(inputs))
 
     def __call__(
         self, run: Any, inputs: Tensor, taught: tuple[Outputs, ...], labels: Tensor, indices: Tensor, epoch: int
     ) -> Sum:
-        """The sum for a batch; `run` is the student, or what runs it faster."""
-        student = self.watches[0].outputs(run(inputs).float())
+        """The sum for a batch; `run` is the student, or what runs it faster, every process doing so on its rows."""
+        with synchronized(len(inputs)):
+            student = self.watches[0].outputs(run(own(inputs)).float())
+        student = gathered(student, len(inputs))
         shares = shares_of(self.blend, taught, labels)
         batch = Batch(student, taught, labels, indices, epoch, self.label_smoothing, inputs, shares)
         labelled = batch
@@ -173,6 +178,12 @@ class Objective:
             yield f"blend: {weights} for {teachers}; give one for each"
 
 
+def gathered(outputs: Outputs, count: int) -> Outputs:
+    """What a net says of a whole batch of `count`, given what it says of this process's rows."""
+    features = {name: tuple(gather(each, count) for each in found) for name, found in outputs.features.items()}
+    return Outputs(gather(outputs.logits, count), features)
+
+
 def shares_of(blend: Blend, taught: Sequence[Outputs], labels: Tensor | None) -> Tensor | None:
     """How much each teacher counts for each image, (teachers, batch), the sum over teachers being 1; None for alike.
 
@@ -213,10 +224,10 @@ def _unequal(places: Sequence[Mapping[str, Sequence[Place]]], nets: Sequence[Any
     """Patterns that mean more layers in one net than in another."""
     mine = places[0]
     for found, (role, _, _) in zip(places[1:], nets[1:], strict=True):
-        for name, own in found.items():
-            if name in mine and len(mine[name]) != len(own):
+        for name, its in found.items():
+            if name in mine and len(mine[name]) != len(its):
                 yield (
-                    f"layers {name!r}: {len(mine[name])} layers of the student and {len(own)} of the {role}; "
+                    f"layers {name!r}: {len(mine[name])} layers of the student and {len(its)} of the {role}; "
                     "give a pattern that means as many of both"
                 )
 

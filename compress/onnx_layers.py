@@ -4,18 +4,19 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model
 
 from compress.errors import ModelError
+from compress.onnx_file import first_line, read_onnx
+from compress.onnx_tensors import stored_tensors
 
-LIMIT_BYTES = 4 * 2**30  # twice what one protobuf message may hold; torchvision's largest nets stay under it
 INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 SAME_PADDING = ("", "NOTSET")
 Item = TypeVar("Item")
@@ -79,51 +80,14 @@ def depth_first(
     return order
 
 
-def outside_files(path: Path, model: ModelProto) -> list[Path]:
-    """The files beside an ONNX file in which it keeps weights; raises ModelError for one that lies elsewhere."""
-    found: dict[Path, None] = {}
-    for tensor in _tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        name = PurePosixPath(ExternalDataInfo(tensor).location)
-        file = path.parent / name
-        if name.is_absolute() or ".." in name.parts or not file.resolve().is_relative_to(path.parent.resolve()):
-            raise ModelError(f"{path} wants to read {name}, outside its own folder; that is never done")
-        if not file.is_file():
-            raise ModelError(f"{path} keeps its weights in {file}, which is not there; put the two side by side")
-        found[file] = None
-    return list(found)
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-
-
 def _checked(path: Path) -> ModelProto:
     """The graph in a file, its weights still outside where they are kept so, passed by onnx's checker."""
-    _require_small(path, [path])
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors share no base class
-        raise ModelError(f"{path} is not an ONNX file, or is cut off or damaged; export it again") from error
-    if not model.graph.node:
-        raise ModelError(f"{path} is not an ONNX file, or is cut off or damaged; export it again")
-    _require_small(path, [path, *outside_files(path, model)])
+    model = read_onnx(path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:  # the checker's own, and what reading outside files raises
-        raise ModelError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
+        raise ModelError(f"{path} is not a valid ONNX file: {first_line(error)}; export it again") from error
     return model
-
-
-def _require_small(path: Path, files: list[Path]) -> None:
-    size = sum(file.stat().st_size for file in files)
-    if size > LIMIT_BYTES:
-        raise ModelError(f"{path} has {size / 2**30:.1f} GiB; more than {LIMIT_BYTES / 2**30:g} GiB are not read")
 
 
 def _require_float(path: Path, model: ModelProto) -> None:
@@ -132,7 +96,7 @@ def _require_float(path: Path, model: ModelProto) -> None:
         raise ModelError(
             f"{path} is int8 already (node {whole.name or whole.op_type}); give the float file that it was made from"
         )
-    half = next((t for t in _tensors(model) if t.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)), None)
+    half = next((t for t in stored_tensors(model) if t.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)), None)
     if half is not None:
         raise ModelError(f"{path} holds 16-bit weights (such as {half.name}); give the float32 file of this network")
 
@@ -151,7 +115,7 @@ def _optimized(path: Path) -> ModelProto:
             # Weights that folding left as they were are still where the original keeps them.
             load_external_data_for_model(optimized, str(path.parent))
         except Exception as error:  # the runtime's own exceptions share no base class but this
-            raise ModelError(f"ONNX Runtime {ort.__version__} refuses {path}: {_first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime {ort.__version__} refuses {path}: {first_line(error)}") from error
     return optimized
 
 
@@ -222,7 +186,3 @@ def _matmul(
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

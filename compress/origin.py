@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from compress import checksums, kept
 from compress import net as nets
-from compress.errors import ConfigError, DataError, ModelError
+from compress.data.npz import arrays
+from compress.errors import ArtifactError, ConfigError, DataError, ModelError
 from compress.net import Net
 
 INPUTS, LABELS = "inputs", "labels"
@@ -52,16 +54,16 @@ def find_origin(file: Path, run: Path | None) -> Origin | None:
     if folder is None:
         return None
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    kept = _kept(file, folder, digest)
+    found = _kept(file, folder, digest)
     trained = _verdict(folder) != "untrained"
-    if kept is None:
+    if found is None:
         return Origin(folder, reason=f"no stage in {folder} wrote a file of this name", trained=trained)
-    place, known = kept
+    place, known = found
     try:
-        net, reason = nets.load(place), ""
+        net, reason = nets.load(place), _damage(place)
     except ModelError as error:
         net, reason = None, f"{str(error).split('; delete')[0]}; a model of your own needs --plugin FILE.py"
-    return Origin(folder, net, reason, known.get("sha256") == digest, trained)
+    return Origin(folder, None if reason else net, reason, known.get("sha256") == digest, trained)
 
 
 def find_images(data: Path | None, origin: Origin | None) -> Images | None:
@@ -73,13 +75,12 @@ def find_images(data: Path | None, origin: Origin | None) -> Images | None:
         return None
     path = data or origin.folder / "test.npz"  # type: ignore[union-attr]
     try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = dict(found)
-    except (OSError, ValueError, EOFError) as error:
+        found = arrays(path, (INPUTS, LABELS))
+    except DataError as error:
         raise DataError(f"{path} cannot be read as a .npz file of images: {error}") from error
-    if INPUTS not in arrays or not len(arrays[INPUTS]):
-        raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; `{INPUTS}` is needed, `{LABELS}` may be there")
-    inputs, labels = arrays[INPUTS], arrays.get(LABELS)
+    if INPUTS not in found or not found[INPUTS].ndim or not len(found[INPUTS]):
+        raise DataError(f"{path} holds no such array; `{INPUTS}` is needed, `{LABELS}` may be there")
+    inputs, labels = found[INPUTS], found.get(LABELS)
     if labels is not None and labels.shape != (len(inputs),):
         raise DataError(
             f"{path}: {len(inputs)} inputs and labels of shape {labels.shape}; one label an image is needed"
@@ -97,14 +98,21 @@ def _kept(file: Path, folder: Path, digest: str) -> tuple[Path, dict[str, Any]] 
     return next((group[-1] for group in (same, named, [] if name else called) if group), None)
 
 
+def _damage(place: Path) -> str:
+    """What is wrong with a kept net that can be loaded all the same; empty where it is as it was written."""
+    try:
+        kept.require_whole(place)
+    except ArtifactError as error:
+        return str(error)
+    return ""
+
+
 def _proofs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in (folder / "stages").rglob("proof.json"):
         try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
+            yield path.parent, checksums.read(path)
+        except ArtifactError:
             continue
-        if isinstance(found, dict):
-            yield path.parent, found
 
 
 def _verdict(folder: Path) -> str:

@@ -1,14 +1,17 @@
 """The pipeline file, as types: reading it, overriding parts of it, writing it back fully resolved."""
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from compress.config import Config, OneOf, described, fingerprint
+from compress.config import MOST_PROBLEMS, Config, OneOf, described, fingerprint
+from compress.console import plain
 from compress.data import DATASETS, Dataset
 from compress.data.unlabelled import Unlabelled
 from compress.errors import ConfigError, ModelError
@@ -24,6 +27,15 @@ from compress.stages.distill import DEFAULT_LOSSES
 from compress.stages.targeting import against_itself, against_target, for_target
 from compress.weights import is_file, published
 from compress.yamlfile import apply_override, parse_yaml
+
+# What Windows takes for a device, with any ending.
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+
+
+def _one_line(name: str) -> str:
+    if plain(name) != name or len(name.splitlines()) != 1:
+        raise ValueError(f"should be one line of visible characters, not {name!r}")
+    return name
 
 
 class Baseline(Config):
@@ -55,7 +67,7 @@ class Pipeline(Config):
 
     newer: ClassVar[tuple[str, ...]] = ("unlabelled", "robustness")
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Annotated[Dataset, OneOf(DATASETS)]
     unlabelled: Unlabelled | None = None
@@ -84,8 +96,11 @@ class Pipeline(Config):
 
     @property
     def slug(self) -> str:
-        """The name as a folder name."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "run"
+        """The name as a folder name that every system takes; names that differ in other letters stay different."""
+        name = unicodedata.normalize("NFC", self.name)
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+        slug = slug if name.isascii() else f"{slug}-{fingerprint(name)[:6]}"
+        return f"run-{slug}" if slug.split(".")[0].upper() in DEVICES else slug
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -109,7 +124,7 @@ def parsed(raw: Mapping[str, Any], source: str) -> Pipeline:
     except ValidationError as error:
         problems = described(error)
     else:
-        problems = list(contradictions(pipeline))
+        problems = list(islice(contradictions(pipeline), MOST_PROBLEMS))
         if not problems:
             return pipeline
     raise ConfigError("\n  ".join([f"{source} is not a pipeline:", *problems]))

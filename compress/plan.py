@@ -8,6 +8,7 @@ import torch
 from compress.console import clock
 from compress.data import Data, MissingData
 from compress.edits.macs import count_macs
+from compress.loop import batch_size_for
 from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.preflight import stand_in
@@ -17,7 +18,6 @@ from compress.sources import Sources
 from compress.stages import Distill, Env, untrained
 from compress.stages.base import losses_of, trainings_of
 from compress.stages.soft_labels import SoftLabels
-from compress.train import batch_size_for
 
 IMAGES = 16
 BATCH, LARGE = 32, 96  # images timed together, an eighth of them from 96 pixels on

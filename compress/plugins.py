@@ -1,4 +1,4 @@
-"""The only way that a user's code comes in: a file named on the command line, or an installed package.
+"""The only way that a user's code comes in: a file named on the command line.
 
 A plugin puts its classes into the tables: `from compress.losses import LOSSES; LOSSES[Margin.name] = Margin`.
 """
@@ -7,18 +7,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from compress.errors import ConfigError
 
-GROUP = "compress.plugins"
-
 
 def load_plugins(files: Sequence[Path]) -> None:
-    """Run the files, and the modules that installed packages offer as `compress.plugins`; raises ConfigError."""
-    for entry in entry_points(group=GROUP):
-        _explained(entry.name, entry.load)
+    """Run the files; raises ConfigError where one is missing or fails."""
     for file in files:
         if not file.is_file():
             raise ConfigError(f"--plugin {file}: no such file")

@@ -2,9 +2,9 @@
 
 import csv
 import hashlib
+import io
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,22 +15,22 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, fx
 
-from compress import __version__
+from compress import __version__, checksums, durable
 from compress.config import fingerprint
 from compress.data.base import Data
-from compress.errors import ExportError
+from compress.errors import ArtifactError, ExportError
 from compress.export.onnx import Export, Exporter
 from compress.export.storage import extras
-from compress.export.targets import TARGETS
 from compress.measure.accuracy import Accuracy, judge
 from compress.measure.coverage import coverage
 from compress.measure.file import count_macs, outputs, read_file, session
 from compress.measure.layerwise import LayerNoise, Power, first_divergence, layer_noise
 from compress.measure.structure import remarks, require, structure
 from compress.net import Net
-from compress.train import predict
+from compress.predicting import predict
 
 BATCH = 64
+PROOF = "proof.json"
 AGREEMENT_FLOAT, AGREEMENT_INT8 = 99.0, 97.0  # per cent; a file under this is not the net that was trained
 COMPARED = 32  # images on which net and file are compared layer by layer, fewer where they are large
 COMPARED_PIXELS = 16 * 64 * 64
@@ -42,7 +42,8 @@ class Proof:
     """A file and all that is known of it but its latency.
 
     The figures are as in `Row`; `warnings` say what a user should know before shipping it. `layers` has the
-    signal-to-noise behind each quantizer of an int8 net, in the order in which data pass.
+    signal-to-noise behind each quantizer of an int8 net, in the order in which data pass. `files` are the other files
+    of the run folder that were written with it, each with its SHA-256.
     """
 
     onnx: str
@@ -54,13 +55,15 @@ class Proof:
     int8: bool
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Prover:
     """Exports nets into a run folder and measures the files, or takes both over where they are unchanged.
 
-    `about` is written into each file's metadata beside what is known here.
+    `about` is written into each file's metadata beside what is known here. `warn` hears of what was kept and is
+    damaged.
     """
 
     out: Path
@@ -69,6 +72,7 @@ class Prover:
     device: torch.device
     about: Mapping[str, str] = field(default_factory=dict)
     threads: int = field(default_factory=torch.get_num_threads)
+    warn: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         self.exporter = Exporter(self.config, self.data.mean, self.data.std)
@@ -97,25 +101,21 @@ class Prover:
         made_of = fingerprint(
             key, self.metadata(net, name), self.config.model_dump(), self.data.fingerprint, ort.__version__
         )
-        known = _known(kept / "proof.json", made_of)
-        predictions = self.out / "predictions" / f"{name}.csv"
-        beside = TARGETS[self.config.target].format
-        there = predictions.exists() and target.exists() and (not beside or target.with_suffix(beside).exists())
-        if known and there and _sha256(target.read_bytes()) == known.sha256:
-            if beside:  # nothing tells whether it is whole
-                self.write_extras(read_file(target), target)
+        known = self.known(kept / PROOF, made_of)
+        if known and not checksums.damage(self.out, {path: known.sha256, **known.files}):
             return known
+        predictions = self.out / "predictions" / f"{name}.csv"
         content = self.exporter(net, self.metadata(net, name)).SerializeToString(deterministic=True)
-        _write(target, content)
+        durable.write(target, content)
         model = read_file(target)  # what was written is judged, not what was meant
         warnings = self.judged(model, net, path)
-        self.write_extras(model, target)
+        beside = self.write_extras(model, target)
         ours = predict(net.module, self.data, self.data.test, self.device, BATCH).numpy()
         theirs = self.file_logits(target)
         write_predictions(predictions, self.data.test.labels, ours.argmax(1), theirs.argmax(1))
         proof = Proof(
             onnx=path,
-            sha256=_sha256(content),
+            sha256=hashlib.sha256(content).hexdigest(),
             accuracy=judge(ours, theirs, self.data.test.labels),
             params=net.params,
             macs=count_macs(model),
@@ -123,9 +123,24 @@ class Prover:
             int8=net.int8,
             warnings=warnings,
             layers=self.layers(net, model),
+            files=checksums.digests(self.out, [predictions, *beside]),
         )
-        _write(kept / "proof.json", json.dumps({"made_of": made_of, **asdict(proof)}, indent=1).encode())
+        checksums.write(kept / PROOF, {"made_of": made_of, **asdict(proof)})
         return proof
+
+    def known(self, path: Path, made_of: str) -> Proof | None:
+        """What was found out before, None where there is nothing of this making; what is damaged is said."""
+        if not path.exists():
+            return None
+        try:
+            found = checksums.read(path)
+        except ArtifactError as error:
+            self.warn(f"{error}; the net is exported and measured again")
+            return None
+        if found.pop("made_of") != made_of:
+            return None
+        accuracy, layers = Accuracy(**found["accuracy"]), tuple(LayerNoise(**each) for each in found["layers"])
+        return Proof(**found | {"accuracy": accuracy, "warnings": tuple(found["warnings"]), "layers": layers})
 
     def layers(self, net: Net, model: ModelProto) -> tuple[LayerNoise, ...]:
         """How an int8 net, the same without rounding, and its file differ layer by layer, on some test images."""
@@ -147,12 +162,13 @@ class Prover:
         images = torch.from_numpy(fed)
         return self.data.inputs(images.permute(0, 3, 1, 2)) if self.config.input == "uint8_nhwc" else images
 
-    def write_extras(self, model: ModelProto, target: Path) -> None:
+    def write_extras(self, model: ModelProto, target: Path) -> list[Path]:
         """Write what the target wants beside the file, and see that it gives the same; raises ExportError."""
-        images = self.some_images()
+        images, written = self.some_images(), []
         for suffix, content in extras(model, self.config.target).items():
             beside = target.with_suffix(suffix)
-            _write(beside, content)
+            written.append(beside)
+            durable.write(beside, content)
             power = Power()
             if len(images):
                 power.add(*(outputs(session(path, self.threads), images)[0] for path in (target, beside)))
@@ -161,6 +177,7 @@ class Prover:
                         f"{beside.name} gives other outputs than {target.name}: {power.db:.0f} dB signal-to-noise, "
                         f"{SAME_DB:g} are needed"
                     )
+        return written
 
     def file_logits(self, path: Path) -> np.ndarray:
         """What ONNX Runtime computes from the file for every test image, (n, classes)."""
@@ -200,7 +217,9 @@ class Prover:
         """Copy the test images, as the files are fed, and their labels to test.npz."""
         arrays = [*self.fed()]
         if arrays:
-            np.savez_compressed(self.out / "test.npz", inputs=np.concatenate(arrays), labels=self.data.test.labels)
+            inputs, labels = np.concatenate(arrays), self.data.test.labels
+            with durable.writing(self.out / "test.npz", inputs.nbytes + labels.nbytes) as file:
+                np.savez_compressed(file, inputs=inputs, labels=labels)
 
 
 def require_agreement(name: str, proof: Proof) -> None:
@@ -228,31 +247,9 @@ def require_agreement(name: str, proof: Proof) -> None:
 
 
 def write_predictions(path: Path, labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> None:
-    """One line for each test image: sample, label, class in PyTorch, class in ONNX Runtime."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sample", "label", "torch", "onnx"])
-        writer.writerows(zip(range(len(labels)), labels.tolist(), ours.tolist(), theirs.tolist(), strict=True))
-
-
-def _known(path: Path, made_of: str) -> Proof | None:
-    try:
-        found = json.loads(path.read_text())
-        if found.pop("made_of") != made_of:
-            return None
-        accuracy, layers = Accuracy(**found["accuracy"]), tuple(LayerNoise(**each) for each in found["layers"])
-        return Proof(**found | {"accuracy": accuracy, "warnings": tuple(found["warnings"]), "layers": layers})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # what cannot be read is measured again
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    """One line for each test image: sample, label, class in PyTorch, class in ONNX Runtime. Raises ResourceError."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["sample", "label", "torch", "onnx"])
+    writer.writerows(zip(range(len(labels)), labels.tolist(), ours.tolist(), theirs.tolist(), strict=True))
+    durable.write(path, table.getvalue())

@@ -2,30 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
-
+from compress import durable, run_folder
+from compress.changes import changes, plan
+from compress.checkpoint import EVERY_S
 from compress.conclusion import Conclusion, Outcome
 from compress.data import Data
+from compress.distributed.group import current
+from compress.distributed.launch import pick_device
 from compress.ending import endings_of
-from compress.errors import BusyError, ConfigError, ResourceError
+from compress.errors import ConfigError
 from compress.events import Event, Listener, ignore
 from compress.export.targets import TARGETS
 from compress.kept import Finished
+from compress.lock import Owner, locked
 from compress.making import Maker
 from compress.pipeline import Pipeline
 from compress.preflight import preflight
 from compress.proof import Prover
 from compress.repeats import name_of_repeat
-from compress.report import write
+from compress.report import read, write
 from compress.smoke import few_images, for_smoke
 from compress.sources import load
-
-LOCK = ".lock"
 
 
 def run(
@@ -39,6 +42,7 @@ def run(
     plugins: Sequence[Path] = (),
     emit: Listener = ignore,
     command: str = "",
+    checkpoint_every: float = EVERY_S,
 ) -> Outcome:
     """Run a pipeline in the folder `out`, taking over every stage that was finished there with the same key.
 
@@ -46,54 +50,120 @@ def run(
     on a handful of images for one epoch a stage. `seeds` is how many times all but the teachers is made, each time from
     other initial weights and with other chance: the first is the run, the others give its figures a mean and a spread.
     `plugins` are the files that were loaded as such: the report names them, and a changed one makes all stages run
-    again. Raises CompressError of every kind; a missed budget and a file that disagrees with its net are in the outcome
-    instead, with everything written.
+    again. A training is kept as it is every `checkpoint_every` seconds, at the end of a step (0 for every step), and a
+    run that was stopped in any way goes on from there to the same bits. Raises CompressError of every kind; a missed
+    budget and a file that disagrees with its net are in the outcome instead, with everything written.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: should be 1 or more, as many times as the student is to be made")
-    chosen = pick_device(device)
-    make_folder(out)
-    with locked(out), _EventFile(out / "events.jsonl", emit) as tell:
+    group = current()
+    chosen = pick_device(device) if group.size == 1 else group.device
+    with taken(out) as dead:
+        tell = recording(out / run_folder.EVENTS, emit)
         tell({"event": "started", "pipeline": pipeline.name, "time": time.time(), "smoke": smoke})
-        warnings: list[str] = []
+        if dead is not None:
+            tell({"event": "taken over", **asdict(dead)})
+        damaged = group.first(partial(run_folder.damaged, out))
+        warnings = [*remarks(damaged)]
         if smoke:
             pipeline = for_smoke(pipeline, warnings)
-        sources = few_images(pipeline, warnings) if smoke else load(pipeline)
-        data = sources.data
-        warnings += data.warnings
+        # In turn: what the first process has to fetch the others find.
+        sources = group.in_turn(partial(few_images, pipeline, warnings) if smoke else partial(load, pipeline))
+        group.same("pipeline", pipeline.key)
+        group.same("data set", sources.data.fingerprint)
+        warnings += sources.data.warnings
         for warning in warnings:
             tell({"event": "warning", "text": warning})
-        (out / "pipeline.yaml").write_text(pipeline.as_yaml(), encoding="utf-8")
-        prover = Prover(out, data, pipeline.export, chosen, about(pipeline))
-        endings = [None if smoke else each for each in endings_of(pipeline, data, prover)]
-        makers = Maker(pipeline, sources, out, chosen, tell, endings, plugins, warnings).repeats(seeds)
+        warn = partial(warning_of, warnings, tell)
+        prover = Prover(out, sources.data, pipeline.export, chosen, about(pipeline), warn=warn)
+        endings = [None if smoke else each for each in endings_of(pipeline, sources.data, prover)]
+        maker = Maker(
+            pipeline, sources, out, chosen, tell, endings, plugins, warnings, checkpoint_every=checkpoint_every
+        )
+        makers = maker.repeats(seeds)
+        if start_from is not None:
+            for each in makers:
+                group.first(partial(each.forget, start_from))
         check = partial(preflight, pipeline, sources, prover, endings)
-        trail, again = trails(makers, start_from, check, tell)
+        known = run_folder.PIPELINE not in damaged
+        group.first(partial(take_up, out, pipeline, makers, check, tell, compare=known))
+        trail, again = trails(makers, tell)
         notes = [f"code came in by --plugin {file.name}" for file in plugins]
-        conclusion = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes)
-        outcome = conclusion.draw(trail, again)
-        beside = TARGETS[pipeline.export.target].format
-        remove_stale(out, outcome, data, (beside,) if beside else ())
-        write(outcome.report, out)
-        tell({
-            "event": "finished", "verdict": outcome.report.verdict, "exit_code": outcome.exit_code, "time": time.time()
-        })  # fmt: skip
-        return outcome
+        if group.size > 1:
+            notes.append(f"{group.size} processes trained together; another number of them gives other last digits")
+        conclusion = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes, group.size)
+        return concluded(conclusion, trail, again)
 
 
-def trails(
-    makers: Sequence[Maker], start_from: str | None, check: Callable[[], None], tell: Listener
-) -> tuple[list[Finished], list[list[Finished]]]:
-    """The run's nets, the teachers first; and for each further seed its own, without the teachers that all share.
+@contextmanager
+def taken(out: Path) -> Iterator[Owner | None]:
+    """The run folder, made if need be and this run's alone; gives the owner that died with it in hand, if one did.
 
-    `check` is called before anything is made.
+    Of several processes the first one holds it. Raises ResourceError, and BusyError where another run has it.
     """
-    if start_from is not None:
-        for maker in makers:
-            maker.forget(start_from)
+    if current().leads:
+        run_folder.make(out)
+    with locked(out) if current().leads else nullcontext() as dead:
+        yield dead
+
+
+def concluded(conclusion: Conclusion, trail: Sequence[Finished], again: Sequence[Sequence[Finished]]) -> Outcome:
+    """What a run came to, with everything written; of several processes the first does that, and the others read it."""
+    found: list[Outcome] = []
+
+    def conclude() -> int:
+        found.append(written(conclusion, conclusion.draw(trail, again)))
+        return found[0].exit_code
+
+    code = current().first(conclude)
+    return found[0] if found else Outcome(read(conclusion.out), conclusion.out, code)
+
+
+def written(conclusion: Conclusion, outcome: Outcome) -> Outcome:
+    """Put the report into the run folder, take out what does not belong to it, and write down all checksums."""
+    out, report = outcome.folder, outcome.report
+    beside = TARGETS[conclusion.pipeline.export.target].format
+    remove_stale(out, outcome, conclusion.data, (beside,) if beside else ())
+    write(report, out)
+    run_folder.seal(out)
+    conclusion.tell({
+        "event": "finished", "verdict": report.verdict, "exit_code": outcome.exit_code, "time": time.time()
+    })  # fmt: skip
+    return outcome
+
+
+def take_up(
+    out: Path,
+    pipeline: Pipeline,
+    makers: Sequence[Maker],
+    check: Callable[[], None],
+    tell: Listener,
+    *,
+    compare: bool = True,
+) -> None:
+    """Say what is different from the last run in the folder, call `check` where anything is left to be made, and begin.
+
+    `compare` is off where the folder's pipeline.yaml is not what that run wrote. From here on the folder is this run's;
+    a run that fails before has changed nothing in it.
+    """
+    run_folder.see_free(folder for maker in makers for folder in maker.folders().values())
+    now = plan(makers)
+    try:
+        changed = changes(out, pipeline, now) if compare else None
+    except ConfigError as error:
+        changed = {"event": "warning", "text": f"what changed since the last run cannot be told: {error}"}
+    if changed is not None:
+        tell(changed)
     if not all(maker.all_there() for maker in makers):
         tell({"event": "preflight"})
         check()
+    run_folder.unseal(out)
+    durable.write(out / run_folder.PIPELINE, pipeline.as_yaml())
+    tell(now.event())
+
+
+def trails(makers: Sequence[Maker], tell: Listener) -> tuple[list[Finished], list[list[Finished]]]:
+    """The run's nets, the teachers first; and for each further seed its own, without the teachers that all share."""
     teachers = makers[0].teachers()
     nets = [result.net for result in teachers]
     made = []
@@ -123,60 +193,30 @@ def remove_stale(out: Path, outcome: Outcome, data: Data, forms: tuple[str, ...]
     current |= {path.with_suffix(form) for path in current for form in forms}
     models = {path for kind in (".onnx", ".ort") for path in (out / "models").rglob(f"*{kind}")}
     for old in {*models, *(out / "predictions").rglob("*.csv")} - current:
-        old.unlink()
+        durable.remove(old)
     if not data.embedded:
-        (out / "test.npz").unlink(missing_ok=True)
+        durable.remove(out / "test.npz")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`; raises ConfigError where there is no such GPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu, or see `compress doctor`")
-    return torch.device(name)
+def warning_of(warnings: list[str], tell: Listener, text: str) -> None:
+    """Say a warning, and keep it for the report."""
+    warnings.append(text)
+    tell({"event": "warning", "text": text})
 
 
-def make_folder(out: Path) -> None:
-    """Make the run folder and see that it can be written; raises ResourceError."""
-    if out.exists() and not out.is_dir():
-        raise ResourceError(f"{out} is a file, and a run needs a folder there; choose another with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        trial = out / ".writable"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise ResourceError(
-            f"the folder {out} cannot be written: {error.strerror}; choose another with --out"
-        ) from error
+def remarks(damaged: Mapping[str, str]) -> Iterator[str]:
+    """What to say of files that are not as the last run left them."""
+    for name, what in damaged.items():
+        made_again = not name.startswith(run_folder.MADE_BY_STAGES)
+        yield f"{name} {what}; " + ("it is made again" if made_again else "its stage makes it again: --from STAGE")
 
 
-def locked(out: Path) -> FileLock:
-    """Hold the run folder for this process alone; raises BusyError where another has it."""
-    lock = FileLock(out / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(f"another run uses {out}; wait for it, or choose another folder with --out") from None
-    return lock
+def recording(path: Path, emit: Listener) -> Listener:
+    """Writes what is worth keeping to events.jsonl and passes everything on. Raises ResourceError where it cannot."""
 
-
-class _EventFile:
-    """Writes what is worth keeping to events.jsonl and passes everything on."""
-
-    def __init__(self, path: Path, emit: Listener) -> None:
-        self.path, self.emit = path, emit
-
-    def __enter__(self) -> Listener:
-        self.file = self.path.open("a", encoding="utf-8")
-        return self.tell
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def tell(self, event: Event) -> None:
+    def tell(event: Event) -> None:
         if event["event"] not in ("step", "progress"):
-            self.file.write(json.dumps(event) + "\n")
-            self.file.flush()
-        self.emit(event)
+            durable.append(path, json.dumps(event))
+        emit(event)
+
+    return tell

@@ -1,12 +1,14 @@
 """All images of a run: the student's, those without labels, and each teacher's own view of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from compress.console import one_line
 from compress.data import Data, Dataset
+from compress.data.overlap import remarks
 from compress.errors import DataError
 from compress.named_nets import Teacher
 from compress.pipeline import Pipeline
@@ -34,8 +36,12 @@ def load(pipeline: Pipeline) -> Sources:
 
 
 def sources(pipeline: Pipeline, images: Callable[[Dataset], Data]) -> Sources:
-    """All images of a run, each data set's from `images`; raises DataError where views show other examples."""
+    """All images of a run, each data set's from `images`, with warnings about what is wrong with them as a whole.
+
+    Raises DataError where views show other examples.
+    """
     data = _beside(pipeline, pipeline.data, images)
+    data = replace(data, warnings=(*data.warnings, *remarks(data)))
     views = tuple(_seen_by(teacher, pipeline, data, images) for teacher in pipeline.teacher)
     return Sources(data, views)
 
@@ -57,4 +63,6 @@ def _beside(pipeline: Pipeline, dataset: Dataset, images: Callable[[Dataset], Da
     """A data set's images, with those without labels beside them."""
     prep: Any = dataset
     data = images(dataset)
+    # Names of folders may hold anything; as the report and the terminal have them, so has the file.
+    data = replace(data, class_names=tuple(map(one_line, data.class_names)))
     return data if pipeline.unlabelled is None else pipeline.unlabelled.joined(data, prep)

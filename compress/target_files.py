@@ -8,17 +8,16 @@ of description and file together.
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compress import durable
 from compress.environment import free_bytes
 from compress.errors import ArtifactError, ResourceError
 from compress.logit_codes import SCALE_BYTES
@@ -79,11 +78,11 @@ class TargetFile:
 
     def prepare(self, layout: Layout) -> None:
         """Remove what is there, and raise ResourceError where the disk has no room for the new file."""
-        with _writing(self.content):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with _advising():
+            durable.folder(self.folder)
             for path in (self.description, self.content):
-                path.unlink(missing_ok=True)
-                _unfinished(path).unlink(missing_ok=True)
+                durable.remove(path)
+                durable.remove(path.with_name(path.name + durable.UNFINISHED))
         require_room(self.folder, layout, free_bytes(self.folder))
 
     def write(self, layout: Layout, kept: Tensor | None, records: Iterable[Tensor]) -> None:
@@ -92,23 +91,19 @@ class TargetFile:
         Raises ResourceError where the disk refuses, and what `records` raises.
         """
         digest = _digest(self.key, layout)
-        try:
-            with _writing(self.content), _unfinished(self.content).open("wb") as file:
+        with _advising():
+            with durable.writing(self.content, layout.bytes) as file:
                 for part in itertools.chain([] if kept is None else [kept.int()], records):
                     content = part.numpy().data
                     file.write(content)
                     digest.update(content)
-                _to_disk(file)
             known = {"format": FORMAT, "key": self.key, "layout": vars(layout), "sha256": digest.hexdigest()}
-            with _writing(self.description), _unfinished(self.description).open("wb") as file:
-                file.write(json.dumps(known, indent=1).encode() + b"\n")
-                _to_disk(file)
-            with _writing(self.content):
-                self._finish()
-        except BaseException:
-            for path in (self.content, self.description):
-                _unfinished(path).unlink(missing_ok=True)
-            raise
+            try:
+                durable.write(self.description, json.dumps(known, indent=1) + "\n")
+            except BaseException:
+                durable.remove(self.description)
+                durable.remove(self.content)
+                raise
 
     def checked(self) -> Layout:
         """What lies where in the file; reads it all. Raises ArtifactError saying why it cannot be trusted."""
@@ -142,16 +137,6 @@ class TargetFile:
         with self.content.open("rb") as file:
             return hashlib.file_digest(file, lambda: _digest(self.key, layout)).hexdigest()
 
-    def _finish(self) -> None:
-        """Give both their names, and see that the folder keeps them."""
-        for path in (self.content, self.description):
-            _unfinished(path).replace(path)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
 
 def require_room(folder: Path, layout: Layout, free: int, files: int = 1) -> None:
     """See that so many files fit into the `free` bytes of a folder's disk; raises ResourceError."""
@@ -168,26 +153,17 @@ def require_room(folder: Path, layout: Layout, free: int, files: int = 1) -> Non
     )
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(path.name + ".unfinished")
-
-
 def _digest(key: str, layout: Layout) -> "hashlib._Hash":
     """A SHA-256 that has taken in the description already, so that a change of it is found out as well."""
     return hashlib.sha256(json.dumps([FORMAT, key, vars(layout)]).encode())
 
 
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _advising() -> Iterator[None]:
+    """Say with an error of the disk what else there is to do."""
     try:
         yield
-    except OSError as error:
+    except ResourceError as error:
         raise ResourceError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space or give the run another folder, "
-            "set `views` to a smaller number, or ask the teacher in every step: `targets: online`"
+            f"{error}. Or set `views` to a smaller number, or ask the teacher in every step: `targets: online`"
         ) from error

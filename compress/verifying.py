@@ -26,6 +26,7 @@ from compress.measure.saturation import Saturation, saturated_logits, saturation
 from compress.measure.structure import rounded, structure
 from compress.measure.verification import Check, Verification
 from compress.net import Net
+from compress.onnx_file import read_onnx
 from compress.origin import Images, Origin, find_images, find_origin
 from compress.proof import AGREEMENT_FLOAT, AGREEMENT_INT8, BATCH, COMPARED, COMPARED_PIXELS
 
@@ -44,12 +45,15 @@ def verify(
 ) -> Verification:
     """Check a file in all ways that its surroundings allow; what could not be looked at is said.
 
-    Raises ModelError for what is no valid ONNX file, ExportError for one that the runtime refuses, ConfigError for an
-    unknown target or a folder that is no run's, DataError for images that cannot be read or do not fit.
+    Raises ModelError for what is no valid ONNX file or is never read from outside, ExportError for one that the runtime
+    refuses, ConfigError for an unknown target or a folder that is no run's, DataError for images that cannot be read or
+    do not fit.
     """
     if target is not None and target not in TARGETS:
         raise ConfigError(f"--target {target}: no such target.{near(target, TARGETS)}")
     model = read_file(file)
+    if reference is not None:
+        read_onnx(reference)  # the runtime reads it below
     session(file)
     origin = find_origin(file, run)
     images = find_images(data, origin)

@@ -1,33 +1,28 @@
 """Reading weights that were made elsewhere, without ever running code from a file."""
 
 import errno
-import pickle
 import re
 import socket
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.config import near
 from compress.errors import ModelError
 from compress.models.torchvision import TORCHVISION
-from compress.onnx_layers import outside_files
+from compress.onnx_file import content_of
 from compress.onnx_weights import STEM_HINT, state_from_onnx
+from compress.weight_files import limit_bytes, read_state, require_weights
 
 # Their published weights come with `transform_input=True`, a second normalisation inside the network.
 RESCALING = ("googlenet", "inception_v3")
 FILES = (".safetensors", ".pt", ".pth", ".onnx")
 TIMEOUT_S = 20.0  # of silence, after which a download is given up
-WEB_PAGE = re.compile(rb"<(!doctype|!--|html|head|body|\?xml|error)")
 
 
 @dataclass(frozen=True)
@@ -142,6 +137,7 @@ def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model:
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
     other = [key for key in own if key in state and state[key].shape != own[key].shape]
+    whole = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
     if missing or foreign:
         first = [
             *(f"{key} is missing" for key in missing[:2]),
@@ -157,6 +153,11 @@ def _require_same(state: Mapping[str, Tensor], own: Mapping[str, Tensor], model:
         raise ModelError(
             f"{weights} does not fit {model}: {len(other)} tensors have another shape, first {key} with "
             f"{tuple(state[key].shape)} where {tuple(own[key].shape)} is needed.{hint}"
+        )
+    if whole:
+        raise ModelError(
+            f"{weights} holds whole numbers ({state[whole[0]].dtype}) in {whole[0]}, where {model} has decimal ones; "
+            "give the weights of the float network"
         )
 
 
@@ -190,7 +191,7 @@ def _download(model: str, weights: str) -> dict[str, Tensor]:
 def content_files(weights: str) -> list[Path]:
     """All files that hold the weights: the one that is named, and those beside an ONNX file that keeps its own there.
 
-    Files that are missing or damaged are left out: loading says what is wrong with them.
+    There are none where one is missing or refused: loading says what is wrong with it.
     """
     path = Path(weights)
     if not path.is_file():
@@ -198,9 +199,9 @@ def content_files(weights: str) -> list[Path]:
     if path.suffix.lower() != ".onnx":
         return [path]
     try:
-        return [path, *outside_files(path, onnx.load(path, load_external_data=False))]
-    except Exception:  # noqa: BLE001 - protobuf's errors share no base class
-        return [path]
+        return content_of(path)
+    except ModelError:
+        return []
 
 
 def _read(path: Path, module: nn.Module, model: str) -> dict[str, Tensor]:
@@ -209,55 +210,11 @@ def _read(path: Path, module: nn.Module, model: str) -> dict[str, Tensor]:
             f"no weights file {path}; give the path of a .safetensors file, of a .pt/.pth state dict or of a float "
             ".onnx file"
         )
-    try:
-        with path.open("rb") as file:
-            start = file.read(512).lstrip().lower()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    if not start:
-        raise ModelError(f"{path} is empty; download or save it again")
-    if WEB_PAGE.match(start):
-        raise ModelError(f"{path} is a web page, not weights: a download that went wrong. Fetch the file again")
-    if start.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path} is a pointer of Git LFS, not weights; fetch the file itself with `git lfs pull`")
+    limit = limit_bytes(module.state_dict())
+    require_weights(path, sum(file.stat().st_size for file in content_files(str(path))), model, limit)
     if path.suffix.lower() == ".onnx":
         return state_from_onnx(module, path, model)
-    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(
-            f"{path} holds no state dict (names and tensors); save one: torch.save(model.state_dict(), {path.name!r})"
-        )
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise ModelError(
-            f"{path} is not a safetensors file, or is damaged ({error}); save or download it again"
-        ) from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of a TorchScript archive, which is refused just below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # nearly every kind occurs where a file is damaged
-        # An operand it does not know is what torch finds where the file is no pickle, or not one of its own.
-        refused = isinstance(error, pickle.UnpicklingError) and "operand" not in str(error)
-        if refused or "TorchScript" in str(error):
-            raise ModelError(
-                f"{path} is a pickled module or holds other objects than tensors; loading it would run code, which is "
-                "never done. Where you trust it, save its state dict: torch.save(model.state_dict(), 'weights.pth')"
-            ) from error
-        raise ModelError(
-            f"{path} is not a file written by torch.save, or is cut off or damaged; save or download it again"
-        ) from error
+    return read_state(path, model, limit)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -24,7 +24,6 @@ from test_plugins import PLUGIN
 from tiny import raw_pipeline
 
 from compress import __version__, cli
-from compress import net as nets
 from compress.catalogue import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -217,7 +216,9 @@ def test_init_without_a_name(compress: Compress) -> None:
 def test_init_where_nothing_can_be_written(compress: Compress) -> None:
     Path("file").touch()
     assert compress("init", "file/mine") == Result(
-        6, "", "error: file/mine.yaml cannot be written: File exists; choose another name\n"
+        6,
+        "",
+        "error: file/mine.yaml cannot be written: file is there and no folder. Mend that, or choose another name\n",
     )
 
 
@@ -473,19 +474,23 @@ def test_run_folder_that_is_in_use(compress: Compress, tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_with_finished_stages_kept(compress: Compress, monkeypatch: pytest.MonkeyPatch) -> None:
     file(stages=[{"train": {"training": TRAINING}}])
-    save = nets.save_file
+    replace = os.replace
 
-    def full(state: Any, path: Path) -> None:
-        if "0-train" in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        save(state, path)
+    def full(source: Path, path: Path) -> None:
+        if "0-train" in str(path) and path.name == "weights.safetensors":
+            raise OSError(28, "No space left on device", str(source))
+        replace(source, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(nets, "save_file", full)
+        patched.setattr(os, "replace", full)
         message = refused(compress, 6)
-    assert message.startswith("the disk is full at reports/p/stages/0-train-")
-    assert message.endswith("MB free here); free some, or choose another folder with --out. Finished stages are kept")
-    assert [path.name.split("-")[0] for path in Path("reports/p/stages").iterdir()] == ["baseline"]
+    assert message.startswith("reports/p/stages/0-train-")
+    assert "/weights.safetensors cannot be written: No space left on device (" in message
+    assert message.endswith(
+        " bytes are free). Free some space, or choose another folder with --out; what was finished is kept"
+    )
+    finished = [path.name for path in Path("reports/p/stages").iterdir() if path.suffix != ".unfinished"]
+    assert [name.split("-")[0] for name in finished] == ["baseline"]
     found = compress("run", "p.yaml")
     assert found.code == 0
     assert "baseline: unchanged" in found.err
@@ -661,9 +666,12 @@ def test_a_signal_ends_the_run_with_finished_stages_kept(
         process.kill()
         process.wait()
     assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == f"{said}; finished stages are kept, the same command goes on from them"
+    kept = "finished stages are kept, and the training as it is: the same command goes on from there"
+    assert err.splitlines()[-1] == f"{said}; {kept}"
     assert "Traceback" not in err
-    assert [path.name.split("-")[0] for path in stages.iterdir()] == ["baseline"]
+    assert sorted(path.name.split("-")[0] for path in stages.iterdir()) == ["0", "baseline"]
+    (checkpoint,) = stages.glob("0-train-*.unfinished/checkpoints/*.safetensors")
+    assert int(checkpoint.name[5:14]) > 0
     if number == signal.SIGINT:
         found = compress("run", "p.yaml", "--plugin", plugin, "--set", "stages.train.training.epochs=1")
         assert found.code == 0

@@ -165,7 +165,7 @@ def test_unreadable_files_are_listed(tmp_path):
     first, *lines = str(caught.value).splitlines()
     assert first == "4 image files cannot be read; repair or remove:"
     assert lines[0] == f"  {tmp_path}/train/cat/page.jpg: not an image in a known format"
-    assert lines[1] == f"  {tmp_path}/val/cat/empty.png: not an image in a known format"
+    assert lines[1] == f"  {tmp_path}/val/cat/empty.png: the file is empty"
     assert lines[2] == f"  {tmp_path}/val/dog/gone.png: no such file or directory"
     assert lines[3].startswith(f"  {tmp_path}/test/dog/000.png: ")
 
@@ -177,8 +177,8 @@ def test_many_unreadable_files_are_counted(tmp_path):
     with pytest.raises(DataError) as caught:
         dataset(0)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 12
-    assert lines[-1] == "  and 3 more"
+    assert len(lines) == 13
+    assert lines[-2:] == ["  and 3 more", "or leave out with `damaged: skip`"]
 
 
 def test_other_decoders_are_not_tried(tmp_path):

@@ -80,14 +80,6 @@ def test_a_constant_image_has_a_std_of_one(tmp_path):
     assert data.std == (1.0, 1.0, 1.0)
 
 
-def test_images_in_train_and_test_are_counted(tmp_path):
-    test = arrays()["test_images"]
-    test[:5] = arrays()["train_images"][40:45]
-    assert saved(tmp_path, test_images=test)(0).warnings == (
-        "5 of 18 test images stand in the training set too, pixel for pixel; the accuracy is flattered.",
-    )
-
-
 def test_npz_missing_file(tmp_path):
     with pytest.raises(MissingData, match=r"there is no file .*gone\.npz; give `path` an \.npz archive"):
         Npz(path=tmp_path / "gone.npz")(0)
@@ -145,8 +137,28 @@ def test_npz_too_large_for_memory(tmp_path):
     header += b" " * (118 - len(header) - 1) + b"\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(ResourceError, match="train_images does not fit into memory"):
+    with pytest.raises(DataError, match=r"up to train_images its arrays take 730,156,898 GiB; more than 8 GiB are not"):
         Npz(path=path)(0)
+
+
+def test_npz_that_claims_more_than_it_holds(tmp_path):
+    path = tmp_path / "data.npz"
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000, 28, 28), }"
+    header += b" " * (118 - len(header) - 1) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match=r"train_images is damaged \(its header claims 784,128 bytes and there are 128"):
+        Npz(path=path)(0)
+
+
+def test_npz_too_large_for_this_machine(tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError("Unable to allocate")
+
+    dataset = saved(tmp_path)
+    monkeypatch.setattr("numpy.lib.npyio.NpzFile.__getitem__", too_large)
+    with pytest.raises(ResourceError, match=r"train_images does not fit into memory \(Unable to allocate\)"):
+        dataset(0)
 
 
 def test_npz_with_pickled_objects_runs_nothing(tmp_path):

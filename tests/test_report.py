@@ -219,7 +219,7 @@ def test_a_report_names_rows_it_has() -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(ResourceError, match=r"cannot be written to .*run: .*choose another folder with --out"):
+    with pytest.raises(ResourceError, match=r"run.* cannot be written: .*choose another folder with --out"):
         write(FULL, tmp_path / "run")
 
 
@@ -341,7 +341,7 @@ def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
     assert (tmp_path / "pictures/channels.svg").exists()
     write(replace(FULL, layers=()), tmp_path)
     assert not (tmp_path / "pictures/channels.svg").exists()
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tiny import Tiny, raw_pipeline, tiny_pipeline
 from compress import kept
 from compress import net as nets
 from compress.conclusion import Conclusion, Outcome
+from compress.durable import lines
 from compress.errors import BusyError, ConfigError, ModelError, ResourceError
 from compress.pipeline import parse_yaml, parsed
 from compress.row import Latency
@@ -159,6 +160,9 @@ def test_a_changed_stage_reruns_with_all_after_it_and_nothing_before(whole: Outc
     run(tiny_pipeline(stages=stages, baseline={"training": baseline_as_it_is()}), folder)
     assert events(folder, "unchanged") == ["teacher", "baseline", "distill"]
     assert events(folder, "stage") == ["prune", "quantize"]
+    (changed,) = [event for line in lines(folder / "events.jsonl") if (event := json.loads(line))["event"] == "changed"]
+    assert changed["fields"] == ["stages.1.prune.keep_macs: 0.6 → 0.7"]
+    assert (changed["rerun"], changed["kept"]) == (["1-prune", "2-quantize"], ["teacher", "baseline", "0-distill"])
     run(tiny_pipeline(), folder)
     assert events(folder, "stage") == []  # the first results were kept
 

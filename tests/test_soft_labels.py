@@ -16,11 +16,11 @@ from compress.losses import KD, CrossEntropy
 from compress.losses.attention import Attention
 from compress.losses.self_distillation import SelfDistillation
 from compress.net import Net, Spec, build
+from compress.predicting import predict
 from compress.recipe import Training
 from compress.stages import Distill
 from compress.stages.base import Env, teach
 from compress.stages.soft_labels import MOST_BYTES, SoftLabels, content
-from compress.train import predict
 
 CPU = torch.device("cpu")
 SOFT = (CrossEntropy(weight=0.1), KD())

@@ -29,7 +29,7 @@ from compress.pruning.magnitude import (
 from compress.recipe import Training
 from compress.stages import Env, Prune, Quantize, Sparsify, Train, untrained
 from compress.stages.base import teach
-from compress.stages.sparsify import growing
+from compress.stages.sparsify import Growing
 
 CPU = torch.device("cpu")
 HARD = Training(  # all that moves weights besides their gradient
@@ -139,7 +139,7 @@ def test_zeros_grow_by_the_cubic_schedule() -> None:
     with torch.no_grad():
         layer.weight.view(-1)[:100] = 0
     pruning = MagnitudePruning({"0": layer}, sparsity=0.8)
-    after = growing(pruning, steps=24, epochs=3)  # every third step, in the first 48 of 72
+    after = Growing(pruning, steps=24, epochs=3)  # every third step, in the first 48 of 72
     counts = []
     for _ in range(72):
         with torch.no_grad():
@@ -157,7 +157,7 @@ def test_nothing_removed_comes_back_while_an_optimiser_runs(net: Net) -> None:
     module, pruning = net.module, MagnitudePruning(chosen_layers(net.module), sparsity=0.9)
     optimizer = torch.optim.AdamW(module.parameters(), 0.01)
     gone = {path: weight == 0 for path, weight in arrays(module).items()}
-    with after_each_step(growing(pruning, steps=8, epochs=3)):
+    with after_each_step(Growing(pruning, steps=8, epochs=3)):
         for _ in range(24):
             module(drawn(8, 3, 16, 16)).square().sum().backward()
             optimizer.step()

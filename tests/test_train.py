@@ -12,10 +12,12 @@ from compress.averaging import update_average
 from compress.data.base import InMemory, Split
 from compress.edits.quantizers import ActivationQuantizer
 from compress.errors import DataError, TrainingError
+from compress.loop import batch_size_for
 from compress.losses import KD, CrossEntropy
 from compress.objective import Tutor
+from compress.predicting import accuracy, predict
 from compress.recipe import Training, optimizer_for, schedule_for
-from compress.train import Progress, accuracy, batch_size_for, fit, predict
+from compress.train import Progress, fit
 
 CPU = torch.device("cpu")
 LABELS = (CrossEntropy(),)
@@ -350,7 +352,7 @@ def failure(data, module, *args, **keys) -> str:
 def test_a_bad_weight_is_named(images):
     message = failure(images, spoil(network(), "6.bias"))
     assert message == (
-        "stage distill: a value of 6.bias is not finite in epoch 1; nothing of this stage was saved. "
+        "stage distill: a value of 6.bias is not finite in epoch 1, after 3 returns to the last good state. "
         "Lower training.lr (now 0.003) or set training.clip, for example to 1.0"
     )
 
@@ -401,7 +403,7 @@ def test_every_epoch_is_told(images):
 
 
 def test_long_epochs_are_told_on_the_way(images, monkeypatch):
-    monkeypatch.setattr("compress.train.STEP_EVENT_EVERY_S", -1)
+    monkeypatch.setattr("compress.loop.STEP_EVENT_EVERY_S", -1)
     events = []
     train(images, network(), epochs=1, batch_size=16, emit=events.append)
     assert [(e["event"], e["step"]) for e in events] == [*(("step", i) for i in (1, 2, 3, 4)), ("epoch", 4)]

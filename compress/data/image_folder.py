@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, NoReturn
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from compress.data.assemble import SAMPLE, assemble
 from compress.data.base import Data, InMemory, MissingData, Preprocessing, Split
-from compress.data.files import Files, decoded, listed, refuse
-from compress.data.pictures import reason, suffixes
+from compress.data.files import Damage, Files, broken, decoded, listed, refuse, without
+from compress.data.pictures import UNREADABLE, reason, require_file, suffixes
 from compress.data.split import Labelled, complete
 from compress.errors import DataError
 
@@ -25,7 +26,7 @@ SPLITS = {
 }
 
 
-class ImageFolder(Preprocessing):
+class ImageFolder(Damage, Preprocessing):
     """Image files in class folders, `train/<class>/*.jpg`, as ImageNet has them (arXiv:1409.0575).
 
     Splits are `train/`, `val/` (or `valid/`, `validation/`) and `test/`; where validation or test images are
@@ -34,7 +35,8 @@ class ImageFolder(Preprocessing):
     `mirror` says whether a mirrored image still shows its class.
 
     All images stay in memory if they fit 1 GiB at the net's size; otherwise each is decoded when asked for,
-    and `mean` and `std` come from 2,048 training images.
+    and `mean` and `std` come from 2,048 training images. With `damaged: skip` those are all decoded once
+    beforehand, since training has to know how many there are.
     """
 
     name: ClassVar[str] = "image_folder"
@@ -49,21 +51,35 @@ class ImageFolder(Preprocessing):
         folders = _layout(root)
         names = _class_names(folders)
         given, warnings = _index(folders, names)
-        splits, content = self._splits(root, complete(given, seed))
+        splits, content, damaged = self._splits(root, complete(given, seed))
+        warnings += damaged
         return assemble(self, str(root), splits, names, mirror=self.mirror, content=content, warnings=warnings)
 
-    def _splits(self, root: Path, files: Sequence[Labelled]) -> tuple[list[Split], str | None]:
-        """The splits, decoded if they fit; if not, what stands for their content in the fingerprint."""
-        paths = [tuple(split) for split, _ in files]
-        labels = [numbers for _, numbers in files]
-        total = sum(map(len, paths))
-        if total * self.channels * self.size**2 > IN_MEMORY_BYTES:
-            images = [Files(split, self) for split in paths]
-            content = _cheap_hash(root, self, paths, labels)
-            return [Split(i, n) for i, n in zip(images, labels, strict=True)], content
-        pixels = decoded([path for split in paths for path in split], self)
-        parts = torch.split(pixels, [len(split) for split in paths])
-        return [Split(InMemory(part), n) for part, n in zip(parts, labels, strict=True)], None
+    def _splits(self, root: Path, files: Sequence[Labelled]) -> tuple[list[Split], str | None, list[str]]:
+        """The splits, decoded if they fit; if not, what stands for their content in the fingerprint; warnings.
+
+        Files are left out of a split after it is drawn, so that one more does not move all others.
+        """
+        everything = [path for paths, _ in files for path in paths]
+        labels = np.concatenate([numbers for _, numbers in files])
+        if len(everything) * self.channels * self.size**2 > IN_MEMORY_BYTES:
+            pixels, problems = None, broken(everything) if self.damaged == "skip" else {}
+        else:
+            pixels, problems = decoded(everything, self)
+        warnings = self.left_out([*problems.values()], len(everything))
+        kept = without(problems, [len(numbers) for _, numbers in files])
+        if pixels is not None:
+            return [Split(InMemory(_some(pixels, part)), labels[part]) for part in kept], None, warnings
+        paths = [tuple(everything[i] for i in part) for part in kept]
+        content = _cheap_hash(root, self, paths, [labels[part] for part in kept])
+        return [Split(Files(p, self), labels[part]) for p, part in zip(paths, kept, strict=True)], content, warnings
+
+
+def _some(pixels: Tensor, part: np.ndarray) -> Tensor:
+    """The images at ascending indices, without a copy where they stand side by side."""
+    if len(part) and part[-1] - part[0] + 1 == len(part):
+        return pixels[part[0] : part[-1] + 1]
+    return pixels[torch.from_numpy(part)]
 
 
 def _layout(root: Path) -> dict[str, Path]:
@@ -167,23 +183,20 @@ def _cheap_hash(root: Path, prep: Preprocessing, paths: Sequence[Sequence[str]],
     """What stands for the content of too many files to read: paths, sizes, labels, 2,048 files' bytes.
 
     Reading all of ImageNet takes minutes to hours. Times of change are left out: a copy of the data is the
-    same data. Raises DataError for files that are gone or empty, so that they are found before any training.
+    same data. Raises DataError for files that are gone, empty or none, so that they are found before any training.
     """
-    digest = hashlib.sha256(repr(prep.model_dump(exclude={"path"})).encode())
+    digest = hashlib.sha256(repr(prep.model_dump(exclude={"path", "damaged", "max_damaged"})).encode())
     everything = [path for split in paths for path in split]
     problems: list[str] = []
     sample = set(np.linspace(0, len(everything) - 1, min(SAMPLE, len(everything))).round().astype(int).tolist())
     for index, path in enumerate(everything):
         try:
-            size = os.stat(path).st_size
+            size = require_file(path)
             digest.update(f"{path.removeprefix(f'{root}/')}\0{size}\0".encode(errors="surrogateescape"))
             if index in sample:
                 digest.update(Path(path).read_bytes())
-        except OSError as error:
+        except UNREADABLE as error:
             problems.append(f"{path}: {reason(error)}")
-            continue
-        if size == 0:
-            problems.append(f"{path}: the file is empty")
     refuse(problems)
     for split in labels:
         digest.update(split.astype("<i8").tobytes())

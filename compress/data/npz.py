@@ -1,5 +1,7 @@
 """Arrays in one NumPy archive."""
 
+import io
+import math
 import os
 import zipfile
 import zlib
@@ -9,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from compress.archive import members
 from compress.data.assemble import assemble
 from compress.data.base import Data, MissingData, Preprocessing, Split
 from compress.data.pictures import in_memory, reason
@@ -19,6 +22,8 @@ KEYS = {
     "class_names",
     *(f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")),
 }
+LIMIT_BYTES = 8 * 2**30  # of arrays, which all stay in memory
+HEADER_BYTES = 2**14  # numpy refuses one of more than 10,000
 LAYOUT = "train_images, train_labels and, if you have them, val_images, val_labels, test_images, test_labels"
 
 
@@ -60,18 +65,73 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def arrays(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of an archive's arrays that are asked for and there; raises DataError for what is no archive or damaged."""
+    """Those of an archive's arrays that are asked for and there.
+
+    Raises DataError for what is no archive, is damaged, holds pickled objects or more than `LIMIT_BYTES`, before it is
+    in memory.
+    """
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise DataError(f"{path} is no ordinary file; give an .npz archive.")
         with path.open("rb") as file:
             if file.read(4) != b"PK\3\4":
                 raise DataError(f"{path} is not an .npz archive (a zip of arrays); write it with numpy.savez.")
+            listed = [each for each in members(file) if each.filename.removesuffix(".npy") in keys]
+            with zipfile.ZipFile(file) as archive:
+                _require_bounded(path, archive, listed)
             file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                return {key: _array(path, key, archive) for key in archive.files if key in keys}
+            with np.load(file, allow_pickle=False) as loaded:
+                return {key: _array(path, key, loaded) for key in loaded.files if key in keys}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}.") from None
     except zipfile.BadZipFile as error:
         raise DataError(f"{path} is a damaged archive ({error}); fetch or write it again.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not read: {error}; write it with numpy.savez.") from None
+
+
+def _require_bounded(path: Path, archive: zipfile.ZipFile, listed: Collection[zipfile.ZipInfo]) -> None:
+    """See that arrays are as large as they claim and together within the limit, by their headers alone."""
+    if len({each.filename.removesuffix(".npy") for each in listed}) < len(listed):
+        raise ValueError("it holds an array twice")
+    total = 0
+    for member in listed:
+        key = member.filename.removesuffix(".npy")
+        try:
+            claimed, pickled = _claimed_bytes(archive, member)
+        except zipfile.BadZipFile:
+            raise
+        except Exception as error:  # of the parser of headers several, of unpacking as many
+            said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise DataError(f"{path}: {key} is damaged ({said}); fetch or write the archive again.") from error
+        if pickled:
+            raise DataError(
+                f"{path}: {key} holds pickled Python objects, which are never read; save plain numbers, "
+                "class_names as an array of strings."
+            )
+        total += claimed
+        if total > LIMIT_BYTES:
+            raise DataError(
+                f"{path}: up to {key} its arrays take {total / 2**30:,.0f} GiB; more than {LIMIT_BYTES / 2**30:g} GiB "
+                "are not taken into memory. Put the images into class folders and use image_folder."
+            )
+        if claimed != member.file_size:
+            raise DataError(
+                f"{path}: {key} is damaged (its header claims {claimed:,} bytes and there are {member.file_size:,}); "
+                "fetch or write the archive again."
+            )
+
+
+def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, bool]:
+    """How large an array's member should be by its header, and whether it would be unpickled."""
+    with archive.open(member) as stream:
+        start = io.BytesIO(stream.read(HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(start)
+    if min(shape, default=0) < 0 or len(shape) > 32:
+        raise ValueError(f"a shape of {len(shape)} dimensions, or negative ones")
+    return start.tell() + math.prod(shape) * dtype.itemsize, dtype.hasobject
 
 
 def _array(path: Path, key: str, archive: "np.lib.npyio.NpzFile") -> np.ndarray:

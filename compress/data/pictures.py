@@ -1,7 +1,12 @@
 """From a picture, in a file or an array, to the uint8 pixels that a net sees."""
 
+import os
+import stat
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -32,7 +37,13 @@ UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
+MAX_PIXELS = 2**26  # 8192 x 8192; a decoded one takes 256 MiB
+MAX_BYTES = 2**29  # of a file, which some decoders take into memory whole
+
+# Pillow warns of a bomb and goes on decoding it, up to twice the size that it warns of.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 @cache
@@ -54,9 +65,41 @@ def read(path: str, prep: Preprocessing) -> np.ndarray:
     Raises one of UNREADABLE where the file cannot be decoded; `reason` puts it into words. Of an animation it
     reads the first frame.
     """
-    with Image.open(path, formats=formats()) as picture:
+    with opened(path) as picture:
         picture.load()
         return pixels(plain(upright(picture)), prep)
+
+
+def try_out(path: str) -> None:
+    """Decode a picture only to see whether it can be, as cheaply as its format allows; raises like `read`."""
+    with opened(path) as picture:
+        picture.draft(None, (1, 1))  # of a JPEG all bytes are read, but an eighth of the pixels made
+        picture.load()
+        plain(upright(picture))
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """A picture of which the header is read; raises one of UNREADABLE for what is never decoded."""
+    require_file(path)
+    with Image.open(path, formats=formats()) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(
+                f"it has {picture.width} x {picture.height} pixels, more than are decoded ({MAX_PIXELS:,})"
+            )
+        yield picture
+
+
+def require_file(path: str) -> int:
+    """The size of an ordinary file in bytes, between 1 and `MAX_BYTES`; raises OSError, or ValueError for any other."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no ordinary file")  # reading a pipe would never end
+    if about.st_size == 0:
+        raise ValueError("the file is empty")
+    if about.st_size > MAX_BYTES:
+        raise ValueError(f"the file has {about.st_size:,} bytes, more than are read ({MAX_BYTES:,})")
+    return about.st_size
 
 
 def reason(error: Exception) -> str:

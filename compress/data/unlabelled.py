@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from compress.config import Config, fingerprint
+from compress.config import fingerprint
 from compress.data.base import Data, Images, InMemory, MissingData, Preprocessing
-from compress.data.files import Files, decoded
+from compress.data.files import Damage, Files, broken, decoded, without
 from compress.data.image_folder import IN_MEMORY_BYTES, image_files
 from compress.data.npz import arrays
 from compress.data.pictures import in_memory
 from compress.errors import DataError
 
 
-class Unlabelled(Config):
+class Unlabelled(Damage):
     """Images without labels, learnt by soft labels alone (Hinton et al. 2015, arXiv:1503.02531, sec. 2).
 
     `path` is a folder of images, in folders of any depth, or an .npz archive whose `images` are uint8 (n, H, W) or
@@ -27,22 +28,32 @@ class Unlabelled(Config):
 
     def __call__(self, prep: Preprocessing) -> Images:
         """The images as `prep` has them; raises DataError where they are missing, unreadable or none."""
+        return self._looked_up(prep)[0]
+
+    def _looked_up(self, prep: Preprocessing) -> tuple[Images, list[str]]:
+        """The images, and a warning of those that were left out."""
         path = Path(os.path.expanduser(self.path))
         if not path.exists():
             raise MissingData(f"unlabelled: there is no {path}; give `path` a folder of images or an .npz archive")
         if path.is_file():
-            return in_memory(_array(path), prep)
+            return in_memory(_array(path), prep), []
         paths, _ = image_files(path)
         if not paths:
             raise DataError(f"unlabelled: {path} holds no images; give `path` a folder with some")
         if len(paths) * prep.channels * prep.size**2 > IN_MEMORY_BYTES:
-            return Files(tuple(paths), prep)
-        return InMemory(decoded(paths, prep))
+            pixels, problems = None, broken(paths) if self.damaged == "skip" else {}
+        else:
+            pixels, problems = decoded(paths, prep)
+        warnings = [f"unlabelled: {text}" for text in self.left_out([*problems.values()], len(paths))]
+        (kept,) = without(problems, [len(paths)])
+        if pixels is None:
+            return Files(tuple(paths[i] for i in kept), prep), warnings
+        return InMemory(pixels[torch.from_numpy(kept)] if problems else pixels), warnings
 
     def joined(self, data: Data, prep: Preprocessing) -> Data:
         """The data with these images beside the labelled ones; warns of test images among them."""
-        images = self(prep)
-        warnings = [*data.warnings]
+        images, warnings = self._looked_up(prep)
+        warnings = [*data.warnings, *warnings]
         if isinstance(images, InMemory) and isinstance(data.test.images, InMemory):
             known = {_digest(image) for image in images.pixels.numpy()}
             count = sum(_digest(image) in known for image in data.test.images.pixels.numpy())

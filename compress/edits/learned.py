@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.distributed.group import current
 from compress.edits.quantizers import (
     ActivationQuantizer,
     QuantizedLayer,
@@ -200,4 +201,4 @@ class _ClipAbove(torch.autograd.Function):
         (gradient,) = gradients
         x, alpha = ctx.saved_tensors
         of_x = inside(gradient, x, float("-inf"), number(alpha))
-        return of_x, (gradient - of_x).sum() + PENALTY * alpha
+        return of_x, (gradient - of_x).sum() + PENALTY / current().size * alpha

@@ -1,7 +1,5 @@
 """How the numbers of a file are stored: weights of 4 bits, float16, and ONNX Runtime's own format."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto
 
+from compress import durable
 from compress.errors import ExportError
 from compress.export.reading import Reading, values
 from compress.export.targets import OPSET_OF_INT4, TARGETS
@@ -141,8 +140,8 @@ def ort_format(model: ModelProto) -> bytes:
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.save_model_format", "ORT")
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "model.ort"
+    with durable.temporary() as folder:
+        written = folder / "model.ort"
         options.optimized_model_filepath = str(written)
         try:
             ort.InferenceSession(
@@ -162,7 +161,5 @@ def ort_format(model: ModelProto) -> bytes:
 def write_ort(path: Path) -> Path:
     """Write `net.ort` beside `net.onnx`; gives its path. Raises ExportError as `ort_format` does."""
     result = path.with_suffix(".ort")
-    unfinished = result.with_name(result.name + ".unfinished")
-    unfinished.write_bytes(ort_format(onnx.load(path)))
-    os.replace(unfinished, result)
+    durable.write(result, ort_format(onnx.load(path)))
     return result

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import onnx
-from onnx import ModelProto
-
-from compress.errors import ModelError
 from compress.measure.coverage import Coverage, coverage
 from compress.measure.file import count_macs
 from compress.measure.latency import measure_latency
+from compress.onnx_file import read_whole
 from compress.row import Latency
 
 
@@ -34,7 +31,7 @@ class Figures:
 
 def compare_files(files: Sequence[Path], *, threads: int, batch: int, rounds: int) -> list[Figures]:
     """Measure files, which take turns; raises ModelError for what is no ONNX file, ExportError for what cannot run."""
-    models = {str(file): read_onnx(file) for file in files}
+    models = {str(file): read_whole(file, full=False) for file in files}
     kinds: dict[str, Coverage] = {name: coverage(model) for name, model in models.items()}
     timed = measure_latency({name: Path(name) for name in models}, threads=threads, batch=batch, rounds=rounds)
     first = timed[str(files[0])][0].p50
@@ -51,19 +48,6 @@ def compare_files(files: Sequence[Path], *, threads: int, batch: int, rounds: in
         )
         for name, model in models.items()
     ]
-
-
-def read_onnx(file: Path) -> ModelProto:
-    """The graph in a file; raises ModelError."""
-    if not file.is_file():
-        raise ModelError(f"no ONNX file {file}")
-    try:
-        model = onnx.load(file, load_external_data=False)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's, the checker's and the file system's have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it holds no graph"
-        raise ModelError(f"{file} is not a valid ONNX file: {reason}") from error
-    return model
 
 
 def render(figures: Sequence[Figures], *, as_json: bool) -> str:

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from compress.errors import ExportError, ModelError
 from compress.export.reading import values
+from compress.onnx_file import read_whole
 
 # Which dimensions of the output are positions: a Conv gives (batch, channels, *positions), a MatMul channels last.
 POSITIONS = {
@@ -34,39 +35,13 @@ DECIMALS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPr
 def read_file(file: Path) -> ModelProto:
     """The graph in a file with all its weights, checked in full by onnx's own checker.
 
-    Raises ModelError where there is no such file, it holds no valid graph, weights that it keeps beside it are
-    missing or outside its folder, or a stored number is not finite.
+    Raises ModelError where there is no such file, it holds what is never read from outside (see `read_onnx`) or no
+    valid graph, or a stored number is not finite.
     """
-    if not file.is_file():
-        raise ModelError(f"no ONNX file {file}")
-    try:
-        model = onnx.load(file, load_external_data=False)
-        if not model.graph.node:
-            raise ValueError("it holds no graph")
-        require_own_folder(model, file)
-        onnx.external_data_helper.load_external_data_for_model(model, str(file.parent))
-        onnx.checker.check_model(model, full_check=True)
-    except ModelError:
-        raise
-    except Exception as error:  # protobuf's, the checker's and the file system's have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it holds no graph"
-        raise ModelError(f"{file} is not a valid ONNX file: {reason}") from error
+    model = read_whole(file, full=True)
     for tensor in unfinite(model):
         raise ModelError(f"{file}: the stored tensor {tensor} holds NaN or infinite numbers; export the net again")
     return model
-
-
-def require_own_folder(model: ModelProto, file: Path) -> None:
-    """See that weights kept beside a file lie in its folder; raises ModelError."""
-    folder = file.parent.resolve()
-    for tensor in onnx.external_data_helper._get_all_tensors(model):
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
-        place = onnx.external_data_helper.ExternalDataInfo(tensor).location
-        if not (folder / place).resolve().is_relative_to(folder):
-            raise ModelError(f"{file} keeps the tensor {tensor.name} outside its folder, in {place}; that is not read")
-        if not (folder / place).is_file():
-            raise ModelError(f"{file} keeps the tensor {tensor.name} in {place}, which is missing beside it")
 
 
 def unfinite(model: ModelProto) -> Iterator[str]:
@@ -99,6 +74,9 @@ def session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = LEVELS[level]
+    if isinstance(model, bytes) or model.suffix.lower() != ".ort":
+        # Four bytes of a foreign graph could pass for the mark of the runtime's own format, which nobody has looked at.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:

@@ -1,9 +1,5 @@
 """How often files are right on corrupted test images, in ONNX Runtime."""
 
-import hashlib
-import json
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +11,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from compress import checksums
 from compress.config import Config, fingerprint
 from compress.data.base import Data
+from compress.errors import ArtifactError
 from compress.events import Listener, ignore
 from compress.measure.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupted
 from compress.measure.file import outputs, session
@@ -65,7 +63,7 @@ class Corrupter:
         missing = [name for name, found in known.items() if found is None]
         measured = self.measure({name: files[name] for name in missing}) if missing else {}
         for name, found in measured.items():
-            _write(kept[name] / FILE, {"made_of": made_of[name], "top1": found})
+            checksums.write(kept[name] / FILE, {"made_of": made_of[name], "top1": found})
         return {name: found if found is not None else measured[name] for name, found in known.items()}
 
     def measure(self, files: Mapping[str, Path]) -> dict[str, dict[Corruption, float]]:
@@ -101,20 +99,22 @@ class Corrupter:
 
     def made_of(self, file: Path) -> str:
         """Changes with all that a figure depends on."""
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
         versions = np.__version__, ort.__version__
-        return fingerprint(digest, self.data.fingerprint, self.settings.model_dump(), self.form, self.seed, versions)
+        return fingerprint(
+            checksums.sha256(file), self.data.fingerprint, self.settings.model_dump(), self.form, self.seed, versions
+        )
 
     def known(self, path: Path, made_of: str) -> dict[Corruption, float] | None:
-        """What was kept for a file, None where there is nothing that can be trusted."""
+        """What was kept for a file, None where there is nothing that can be trusted; what is damaged is said."""
+        if not path.exists():
+            return None
         try:
-            found = json.loads(path.read_text())
-            top1 = {name: float(found["top1"][name]) for name in self.settings.corruptions}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # what cannot be read is measured again
-        sound = found.get("made_of") == made_of and all(math.isfinite(value) for value in top1.values())
-        return top1 if sound else None
+            found = checksums.read(path)
+        except ArtifactError as error:
+            self.tell({"event": "warning", "text": f"{error}; it is measured again"})
+            return None
+        same = found.get("made_of") == made_of
+        return {name: float(found["top1"][name]) for name in self.settings.corruptions} if same else None
 
 
 def as_fed(data: Data, images: Tensor, form: Literal["float32_nchw", "uint8_nhwc"]) -> np.ndarray:
@@ -128,9 +128,3 @@ def mean_top1(found: Mapping[Corruption, float]) -> float:
     """The mean over the corruptions that were measured."""
     values: Sequence[float] = tuple(found.values())
     return sum(values) / len(values)
-
-
-def _write(path: Path, content: object) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)

@@ -1,10 +1,13 @@
 """How important channels are.
 
-A criterion gives every channel of a coupled group a number; those with the smallest go first.
+A criterion gives every channel of a coupled group a number; those with the smallest go first. To add one: put an
+`Importance` into the table `IMPORTANCES`, here or in a plugin.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,24 @@ from compress.pruning.groups import READS, ChannelGroup
 
 Floats = NDArray[np.float64]
 Examples = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # batches of inputs and labels, the same at each call
-IMPORTANCES = ("l2", "l1", "fpgm", "bn_scale", "taylor", "hessian", "lamp", "random")
-GRADIENTS = ("taylor", "hessian")  # those that look at images
-# Those that mean the same in every layer; a mean of their own for each group would take just that away.
-COMPARABLE = (*GRADIENTS, "lamp")
 WRITES = (tp.prune_conv_out_channels, tp.prune_linear_out_channels)
 SCALES = (tp.prune_batchnorm_out_channels, tp.prune_layernorm_out_channels)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A criterion: what it goes by, in a line, and the numbers themselves.
+
+    `scores(group)` gives a number for each channel of a group, (width,) and never less than 0; None where it finds
+    nothing to go by. `written_weights` has what it will mostly look at. `comparable` says that the numbers mean the
+    same in every layer: a mean of their own for each group would take just that away. Without `scores` the numbers are
+    `random` or come from the gradients of examples.
+    """
+
+    summary: str
+    scores: Callable[[ChannelGroup], Tensor | None] | None = None
+    comparable: bool = False
+    needs_examples: bool = False
 
 
 def importances(
@@ -48,27 +63,29 @@ def importances(
     examples and there are none.
     """
     found: list[Floats | None]
-    if importance == "random":
-        found = [_drawn(group, seed) for group in groups]
-    elif importance in GRADIENTS:
+    criterion = IMPORTANCES[importance]
+    if criterion.scores is not None:
+        found = [_scored(group, importance, criterion.scores) for group in groups]
+    elif criterion.needs_examples:
         found = _from_gradients(module, groups, importance, examples)
     else:
-        found = [_scored(group, importance) for group in groups]
-    return _comparable(found, groups) if importance in COMPARABLE else [_relative(scores) for scores in found]
+        found = [_drawn(group, seed) for group in groups]
+    return _comparable(found, groups) if criterion.comparable else [_relative(scores) for scores in found]
 
 
-def _scored(group: ChannelGroup, importance: str) -> Floats | None:
-    """The criteria that look at weights alone."""
-    scores: Tensor | None
+def _scored(group: ChannelGroup, importance: str, scores_of: Callable[[ChannelGroup], Tensor | None]) -> Floats | None:
+    """The criteria that look at a group's weights; raises ConfigError where one gives what no criterion may."""
     with torch.no_grad():
-        if importance == "fpgm":
-            scores = _median_distance(group.graph)
-        elif importance == "bn_scale":
-            scores = _magnitude(group.graph, 1, (nn.modules.batchnorm._BatchNorm,))
-        else:
-            scores = _magnitude(group.graph, 1 if importance == "l1" else 2)
+        scores = scores_of(group)
     if scores is None:
         return None
+    if not isinstance(scores, Tensor) or scores.shape != (group.width,) or bool((scores < 0).any()):
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        given = "negative ones" if given == (group.width,) else given
+        raise ConfigError(
+            f"importance: {importance!r} should give {group.name} a tensor of {group.width} numbers, none below 0, "
+            f"and gives {given}"
+        )
     values = _bundled(scores.double().cpu().numpy(), group)
     return lamp(values) if importance == "lamp" else values
 
@@ -106,10 +123,20 @@ def _comparable(found: Sequence[Floats | None], groups: Sequence[ChannelGroup]) 
 # Weights
 
 
-def _magnitude(group: Any, power: int, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Tensor | None:
+def written_weights(group: ChannelGroup) -> list[Tensor]:
+    """The weights that write a group's channels, (width, numbers) for each convolution and linear layer among them."""
+    found = []
+    for item in group.graph.items:
+        if item.dep.handler in WRITES:
+            order = torch.tensor(item.root_idxs).argsort()
+            found.append(item.dep.target.module.weight[item.idxs].flatten(1).cpu()[order])
+    return found
+
+
+def _magnitude(group: ChannelGroup, power: int, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Tensor | None:
     """Σ|w|^p over a channel's slice of each coupled layer of these kinds, averaged over the layers, (width,)."""
-    total, layers = torch.zeros(len(group[0].idxs)), 0
-    for item in group.items:
+    total, layers = torch.zeros(group.width), 0
+    for item in group.graph.items:
         each = _slice_sums(item, power) if isinstance(item.dep.target.module, kinds) else None
         if each is not None:
             total.index_add_(0, torch.tensor(item.root_idxs), each.float().cpu())
@@ -131,14 +158,14 @@ def _slice_sums(item: Any, power: int) -> Tensor | None:
     return None
 
 
-def _median_distance(group: Any) -> Tensor:
+def _median_distance(group: ChannelGroup) -> Tensor:
     """FPGM: the nearer a filter is to all others of its layer, the less important it is.
 
     He et al. 2019 (arXiv:1811.00250, eq. 4): the sum of the Euclidean distances to the layer's other filters,
     here averaged over the layers whose outputs the group's channels are.
     """
-    scores = torch.zeros(len(group[0].idxs))
-    layers = [item for item in group.items if item.dep.handler in (*WRITES, tp.prune_depthwise_conv_out_channels)]
+    scores = torch.zeros(group.width)
+    layers = [item for item in group.graph.items if item.dep.handler in (*WRITES, tp.prune_depthwise_conv_out_channels)]
     for item in layers:
         filters = item.dep.target.module.weight[item.idxs].flatten(1).cpu()
         scores.index_add_(0, torch.tensor(item.root_idxs), torch.cdist(filters, filters).sum(1))
@@ -229,3 +256,30 @@ def _gated(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
     finally:
         for handle in handles:
             handle.remove()
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "l2": Importance(
+        "Σw² over the weights that write, scale or read a channel (arXiv:1608.08710).", partial(_magnitude, power=2)
+    ),
+    "l1": Importance("Σ|w| over the same weights (arXiv:1608.08710).", partial(_magnitude, power=1)),
+    "fpgm": Importance("How far a filter is from all others of its layer (arXiv:1811.00250).", _median_distance),
+    "bn_scale": Importance(
+        "The mean |γ| of the batch-norms; see bn_l1 of training (arXiv:1708.06519).",
+        partial(_magnitude, power=1, kinds=(nn.modules.batchnorm._BatchNorm,)),
+    ),
+    "taylor": Importance(
+        "What removing a channel does to the loss, first order, from images (arXiv:1906.10771).",
+        comparable=True,
+        needs_examples=True,
+    ),
+    "hessian": Importance(
+        "The same to second order, by the Fisher information (arXiv:1801.05787).", comparable=True, needs_examples=True
+    ),
+    "lamp": Importance(
+        "l2 over what is left of the group when the channel goes (arXiv:2010.07611).",
+        partial(_magnitude, power=2),
+        comparable=True,
+    ),
+    "random": Importance("What the others must beat; follows from the seed."),
+}

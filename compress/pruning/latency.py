@@ -6,6 +6,7 @@ others are slower by factors that no smooth model follows.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from compress import durable
 from compress.errors import ConfigError
 from compress.pruning.costs import Floats, LayerCosts
 
@@ -114,9 +116,9 @@ def read_table(path: Path) -> list[Sample]:
 
 
 def write_table(path: Path, measured: Sequence[Sample]) -> None:
-    """Write a table that `read_table` reads, for use on another machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((s.layer, s.inputs, s.outputs, f"{s.ms:.6g}") for s in measured)
+    """Write a table that `read_table` reads, for use on another machine. Raises ResourceError."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((s.layer, s.inputs, s.outputs, f"{s.ms:.6g}") for s in measured)
+    durable.write(path, table.getvalue())

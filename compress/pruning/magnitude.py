@@ -71,6 +71,14 @@ class MagnitudePruning:
             with torch.no_grad():
                 layer.weight.masked_fill_(self.zero[path], 0.0)
 
+    def state(self) -> dict[str, Tensor]:
+        """Which weights are removed, by layer."""
+        return dict(self.zero)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        self.zero = {path: state[path] for path in self.zero}
+
     def _chosen(self, values: Tensor, sizes: list[int], before: int, done: float) -> Tensor:
         """Which of these |w|, (n,), are to be zero; `sizes` are those of the layers that they come from."""
         left = LEAST_LEFT if self.threshold is not None else min(LEAST_LEFT, 1 - self.sparsity)

@@ -1,10 +1,15 @@
 """The rows of a sensitivity analysis, on disk: a CSV file that an interrupted analysis goes on from, and a ranking."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+from compress import durable
+
+DIGITS = 16  # of a row's SHA-256
 
 
 @dataclass(frozen=True)
@@ -29,44 +34,57 @@ HEADER = tuple(field.name for field in fields(Row))
 
 
 class Table:
-    """A CSV file of rows and, beside it, the key of what they were measured on.
+    """A CSV file of rows and, beside it, the key of what they were measured on and a digest of each row.
 
-    Each row is on disk before the next is measured. A file with another key is started anew, which `say` is told; what
-    an interruption left half written is measured again.
+    Each row is on disk before the next is measured. A file with another key is started anew, and rows that are not as
+    they were written are measured again with all after them, which `say` is told; so is, silently, what an interruption
+    left half written. Raises ResourceError where the files cannot be written.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.path, self.say = path, say
         self.key_path = path.with_suffix(".key")
+        self.chain = hashlib.sha256()
 
     def start(self, key: str) -> list[Row]:
         """The rows that are there already; the file ends with the last of them."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        same = self.key_path.is_file() and self.key_path.read_text(encoding="utf-8").strip() == key
-        if self.path.exists() and not same:
+        first, *digests = durable.lines(self.key_path) or [""]
+        if self.path.exists() and first != key:
             self.say(f"{self.path.name} was of another net, other data or other settings; it was started anew")
-        rows = read(self.path) if same else []
-        whole = "".join(map(line, [HEADER, *map(astuple, rows)]))
+        rows = self._trusted(key, digests) if first == key else []
+        self.chain = hashlib.sha256(key.encode())
+        known = [key, *(self._digest(row) for row in rows)]
         # The key comes last: a file without one is never taken for finished work.
-        self.key_path.unlink(missing_ok=True)
-        self.path.write_text(whole, encoding="utf-8")
-        self.key_path.write_text(key + "\n", encoding="utf-8")
+        durable.remove(self.key_path)
+        durable.write(self.path, "".join(map(line, [HEADER, *map(astuple, rows)])))
+        durable.write(self.key_path, "\n".join(known) + "\n")
         return rows
 
     def append(self, row: Row) -> None:
         """Write a row, at once."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line(astuple(row)))
+        durable.append(self.path, line(astuple(row)).rstrip("\n"))
+        durable.append(self.key_path, self._digest(row))
+
+    def _trusted(self, key: str, digests: Sequence[str]) -> list[Row]:
+        """The rows of the file up to the first that is not as it was written."""
+        rows = read(self.path)
+        self.chain = hashlib.sha256(key.encode())
+        for i, digest in enumerate(digests):
+            if i >= len(rows) or self._digest(rows[i]) != digest:
+                self.say(f"{self.path.name} is damaged at row {i + 1}; it is measured again from there")
+                return rows[:i]
+        return rows[: len(digests)]
+
+    def _digest(self, row: Row) -> str:
+        """Of a row and all before it."""
+        self.chain.update(line(astuple(row)).encode())
+        return self.chain.hexdigest()[:DIGITS]
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a file as far as they are whole; none where there is no such file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
     rows = []
-    for values in list(csv.reader(io.StringIO(whole)))[1:]:
+    for values in csv.reader(durable.lines(path)[1:]):
         try:
             kind, name, channels, ratio, removed, *figures = values
             accuracy, drop, loss = map(float, figures)

@@ -3,13 +3,13 @@
 `write(report, folder)` writes all of them, `read(folder)` rebuilds the Report from report.json.
 """
 
-import os
 from pathlib import Path
 
-from compress.errors import ResourceError
+from compress import durable
 from compress.report import html, json, markdown, pictures
 from compress.report.content import Curve, Layer, Limit, OverSeeds, Report, UnderCorruption, Verdict
 from compress.report.json import read
+from compress.report.legible import legible
 
 __all__ = ["Curve", "Layer", "Limit", "OverSeeds", "Report", "UnderCorruption", "Verdict", "read", "write"]
 
@@ -22,25 +22,13 @@ def write(report: Report, folder: Path) -> None:
 
     Raises ResourceError where the folder cannot be written.
     """
+    report = legible(report)
     drawn = pictures.render(report)
     texts = {f"pictures/{name}": svg for name, svg in drawn.items()}
     texts[json.FILE] = json.render(report)
     texts["report.md"] = markdown.render(report, drawn)
     texts["report.html"] = html.render(report)
-    try:
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for name in markdown.PICTURES.keys() - drawn.keys():
-            (folder / "pictures" / name).unlink(missing_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
-    except OSError as error:
-        raise ResourceError(
-            f"the report cannot be written to {folder}: {error.strerror}. "
-            "Check its permissions and free space, or choose another folder with --out."
-        ) from None
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(text.encode())
-    os.replace(part, path)
+    for name, text in texts.items():
+        durable.write(folder / name, text)
+    for name in markdown.PICTURES.keys() - drawn.keys():
+        durable.remove(folder / "pictures" / name)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from compress.report.device import Device
 from compress.row import Row
 
 Verdict = Literal["pass", "fail", "untrained"]
@@ -84,7 +85,7 @@ class Report:
 
     `rows` are in order the teacher, the baseline, then one for each stage; the last is the result.
     `alternatives` were measured beside the way; `robustness` has a line for each of the rows, or none; `seeds` has one
-    for the baseline and each stage, or none where there was one seed.
+    for the baseline and each stage, or none where there was one seed; `devices` are those whose figures came in later.
     `baseline` and `teacher` name rows by their `net`, of several teachers the best.
     `environment` and `data` hold the keys of report.json; of `data` the keys `name`, `classes`,
     `class_names`, `sizes` (images of each split) and `image` (channels, height, width) are known by name.
@@ -106,6 +107,7 @@ class Report:
     curves: tuple[Curve, ...] = ()
     robustness: tuple[UnderCorruption, ...] = ()
     seeds: tuple[OverSeeds, ...] = ()
+    devices: tuple[Device, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pipeline_yaml: str = ""

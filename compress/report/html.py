@@ -1,6 +1,7 @@
 """report.html: one file that opens offline, with plotly.js inside and nothing fetched from anywhere."""
 
 import compress.report.charts as charts
+import compress.report.on_devices as on_devices
 import compress.report.page as page
 import compress.report.plots as plots
 import compress.report.tables as tables
@@ -20,6 +21,7 @@ def render(report: Report) -> str:
         report=report,
         wording=wording,
         tables=tables,
+        on_devices=on_devices,
         # In the order in which the roles are listed, not in that of a set.
         legend=[(charts.COLOURS[role], charts.MEANING[role]) for role in charts.COLOURS if role in roles],
         curve_legend=_curve_legend(report),

@@ -12,6 +12,7 @@ import compress.report.wording as wording
 from compress.config import described
 from compress.errors import ArtifactError
 from compress.report.content import Report
+from compress.report.legible import legible
 
 FILE = "report.json"
 
@@ -30,7 +31,7 @@ def read(folder: Path) -> Report:
     """
     path = folder / FILE
     try:
-        return TypeAdapter(Report).validate_json(path.read_bytes())
+        return legible(TypeAdapter(Report).validate_json(path.read_bytes()))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist. Give the folder of a finished run.") from None
     except OSError as error:

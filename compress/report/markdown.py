@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+import compress.report.on_devices as on_devices
 import compress.report.tables as tables
 import compress.report.wording as wording
 from compress.report.content import Report
@@ -45,6 +46,9 @@ def render(report: Report, pictures: Collection[str]) -> str:
         if sentences := wording.over_seeds(report):
             parts.append(_bullets(sentences))
         parts.append(escaped(wording.spread(report)))
+    if report.devices:
+        parts += ["## On devices", _table(on_devices.table(report), numeric_from=2)]
+        parts.append(_bullets(on_devices.sentences(report)))
     parts += ["## Where this comes from", _table(tables.environment(report)), _table(tables.data(report))]
     if report.notes:
         parts += ["### Notes", _bullets(report.notes)]
@@ -60,6 +64,8 @@ def escaped(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    # GitHub makes links of bare addresses; what a name says leads nowhere.
+    text = re.sub(r"\bwww\.", "www&#46;", text.replace("://", ":&#47;/"), flags=re.IGNORECASE)
     return re.sub(r"\s+", " ", text)
 
 
@@ -99,7 +105,12 @@ def _picture(name: str) -> str:
 
 
 def _bullets(lines: tuple[str, ...]) -> str:
-    return "\n".join(f"- {escaped(line)}" for line in lines)
+    return "\n".join(f"- {_begun(escaped(line))}" for line in lines)
+
+
+def _begun(text: str) -> str:
+    """Text at the start of a block, where a sign or a number would make it a heading, a rule or a list."""
+    return re.sub(r"^\s*(\d*)([-+#=.)])", r"\1\\\2", text)
 
 
 def _fenced(text: str, language: str) -> str:

@@ -12,6 +12,7 @@ import compress.report.charts as charts
 import compress.report.labels as labels
 from compress.report.content import Report
 
+LONGEST = 48  # letters of a layer's or a stage's name
 INK, RULE = "#27303b", "#e3e7ec"
 
 # Text stays text, so that a reader's own fonts show every script. A dollar sign starts no formula here.
@@ -43,6 +44,8 @@ def render(report: Report) -> dict[str, str]:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The reader's fonts draw the text; what matplotlib's own font lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # So many or so long names that no room is left for the plot: the table has them all.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         found = {
             "accuracy-size.svg": _scatter(charts.accuracy_size(report)),
             "accuracy-latency.svg": _scatter(charts.accuracy_latency(report)),
@@ -102,7 +105,7 @@ def _channels(report: Report) -> Figure:
     before, after = [layer.before for layer in report.layers], [layer.after for layer in report.layers]
     axes.barh(positions, before, height=0.8, color=charts.BEFORE, label="before")
     axes.barh(positions, after, height=0.44, color=charts.COLOURS["stage"], label="after")
-    axes.set_yticks(positions, [layer.name for layer in report.layers], fontsize=8)
+    axes.set_yticks(positions, [_short(layer.name) for layer in report.layers], fontsize=8)
     axes.set_ylim(max(4, count) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="Output channels")
@@ -129,8 +132,12 @@ def _curves(report: Report) -> Figure:
         left.yaxis.set_minor_formatter(NullFormatter())
     left.set(title="Training loss", xlabel="Epoch")
     right.set(title="Top-1 (%), training dotted", xlabel="Epoch")
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(5, len(known)))
+    figure.legend(known.values(), map(_short, known), loc="outside lower center", ncols=min(5, len(known)))
     return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _svg(figure: Figure) -> str:

@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 import compress.edits.graph as graph
 from compress.data.base import Data, spread
+from compress.distributed.group import current
 from compress.edits.placement import Quantizers
 from compress.edits.quantizers import (
     ActivationQuantizer,
@@ -22,8 +24,8 @@ from compress.edits.quantizers import (
 )
 from compress.errors import DataError
 from compress.net import Net, build
+from compress.predicting import accuracy, inputs_of, predict
 from compress.stages.base import Env
-from compress.train import accuracy, inputs_of, predict
 
 RANKING_IMAGES = 64
 
@@ -52,7 +54,7 @@ def within_budget(
     found = measured(quantized.module, data, env.device)
     if found >= wanted:
         return quantized
-    order = by_sensitivity(quantized.module, reference.module, data, env.device)
+    order = current().first(partial(by_sensitivity, quantized.module, reference.module, data, env.device))
     tried: dict[int, tuple[float, Net]] = {0: (found, quantized)}
 
     def reaches(count: int) -> bool:
@@ -94,7 +96,7 @@ def fewest(reaches: Callable[[int], bool], most: int) -> int | None:
 
 def measured(module: nn.Module, data: Data, device: torch.device) -> float:
     """Accuracy on the validation split, in per cent."""
-    return accuracy(predict(module, data, data.val, device), data.val.labels)
+    return float(current().first(lambda: accuracy(predict(module, data, data.val, device), data.val.labels)))
 
 
 def by_sensitivity(quantized: nn.Module, reference: nn.Module, data: Data, device: torch.device) -> list[str]:

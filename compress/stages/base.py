@@ -1,22 +1,25 @@
 """What every stage is, and what it may use."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
 
+from compress.checkpoint import Checkpoints
 from compress.data.base import Data
 from compress.events import Event, Listener, ignore
+from compress.loop import Progress
 from compress.losses.base import Loss
 from compress.net import Net
 from compress.objective import Blend, Tutor
 from compress.pruning.magnitude import kept_zero, sparse_layers
 from compress.recipe import NONE_APART, Apart, Training
 from compress.stages.soft_labels import TARGETS, SoftLabels, with_targets
-from compress.train import Progress, fit
+from compress.state import Companion
+from compress.train import fit
 
 AUTO = SoftLabels()
 
@@ -36,7 +39,7 @@ class Env:
     `seed` is the source of all its random choices. `out` is the run folder, for what a stage writes beside its net, and
     `ending` tells what the pipeline's file of a net would cost; in a rehearsal there is neither. `note` takes a
     remark and `warn` a warning for the report, `beside` takes a variant net that is measured beside the way, such as
-    a post-training quantized one.
+    a post-training quantized one. `checkpoints` keep what the stage's trainings have come to.
     """
 
     data: Data
@@ -55,6 +58,7 @@ class Env:
     teacher_keys: tuple[str, ...] = ()
     soft_labels: SoftLabels = AUTO
     blend: Blend = "mean"
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
     def tutors(self) -> list[Tutor]:
         """The teachers, ready to teach."""
@@ -155,8 +159,12 @@ def teach(
     apart: Apart = NONE_APART,
     blend: Blend | None = None,
     soft_labels: SoftLabels | None = None,
+    companions: Sequence[Companion] = (),
 ) -> None:
     """Train a net in place on the run's data, with the run's teachers where a loss wants them; see `fit`.
+
+    A stage that is taken up again calls this as often and in the same order as before: a training that had ended is
+    passed over, its result taken, and one that had not goes on from its last checkpoint.
 
     Weights that a `sparsify` stage removed stay zero.
     """
@@ -190,6 +198,8 @@ def teach(
             progress=Progress(env.stage, partial(_telling, env)),
             after_epoch=after_epoch,
             apart=apart,
+            keeper=env.checkpoints.next(),
+            companions=companions,
         )
 
 
@@ -202,7 +212,9 @@ def _asking(env: Env, event: Event) -> None:
 
 
 def _telling(env: Env, event: Event) -> None:
-    """Pass on what a training tells, and note for the report how the net was run where that was a choice."""
+    """Pass on what a training tells; the report hears how the net was run where that was a choice, and what failed."""
     if event["event"] == "engine":
         env.note(event["text"])
+    elif event["event"] == "mended":
+        env.warn(event["text"])
     env.emit(event)

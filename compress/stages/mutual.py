@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.config import Config, OneOf
 from compress.errors import ModelError, TrainingError
+from compress.finite import first_non_finite
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.losses.base import UNLABELLED, Batch, Lesson, soft_divergence
 from compress.models import MODELS, Architecture
@@ -19,7 +20,6 @@ from compress.net import Net, Spec, build, probe
 from compress.recipe import Training
 from compress.stages.base import Env, teach
 from compress.stages.born_again import fresh, validation
-from compress.train import first_non_finite
 from compress.weighting import Weight, at
 
 

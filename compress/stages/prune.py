@@ -2,25 +2,27 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from compress.config import Config, OneOf
+from compress.config import Config, NameIn, OneOf
 from compress.data.base import spread
+from compress.distributed.group import current
 from compress.edits.channels import Channels
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
+from compress.predicting import inputs_of
 from compress.pruning.allocation import ALLOCATIONS, Allocation, Judge, Uniform
 from compress.pruning.channels import Prunable
-from compress.pruning.importance import Examples
+from compress.pruning.importance import IMPORTANCES, Examples
 from compress.pruning.plan import Limit, Plan, Planned, PlanSearch
 from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
 from compress.stages.pruning_target import Narrowing, target_for
-from compress.train import inputs_of
 
 TARGETS = ("keep_macs", "keep_params", "max_bytes", "max_latency_ms", "latency_ratio")
 GRADIENT_IMAGES, BATCH = 256, 64
@@ -49,7 +51,7 @@ class Prune(Config):
     latency_ratio: Share | None = None
     latency_table: str | None = None
     allocation: Annotated[Allocation, OneOf(ALLOCATIONS)] = Uniform()
-    importance: Literal["l2", "l1", "fpgm", "bn_scale", "taylor", "hessian", "lamp", "random"] = "l2"
+    importance: Annotated[str, NameIn(IMPORTANCES)] = "l2"
     align: Annotated[int, Field(ge=1, le=256)] | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -80,12 +82,10 @@ class Prune(Config):
             done = self.done(step)
             now = Net(net.spec.edited(Channels.of(module, net.module)), module) if step > 1 else net
             narrowing = self.narrowing(now, replace(env, seed=env.seed + step - 1))
-            if done == 1:
-                planned = self.planned(narrowing)
-            else:
-                share = share if share is not None else narrowing.macs_share(self.planned(narrowing).widths)
-                planned = narrowing.part_way(1 - (1 - share) * done, self.align)
-            module = narrowing.prunable.cut(planned.widths)
+            # One process decides for all: what each would measure or add up on its own may differ.
+            if done < 1 and share is None:
+                share = current().first(partial(self.final_share, narrowing))
+            module = narrowing.prunable.cut(current().first(partial(self.widths, narrowing, done, share)))
             smaller = Net(net.spec.edited(Channels.of(module, net.module)), module)
             teach(smaller, narrowing.env, self.training_of(step), self.losses or (CrossEntropy(),))
         return smaller
@@ -93,6 +93,18 @@ class Prune(Config):
     def rehearsed(self) -> Self:
         """With the same ratio for all layers and in one go: other widths, the same structure."""
         return self.model_copy(update={"allocation": Uniform(), "steps": 1})
+
+    def final_share(self, narrowing: Narrowing) -> float:
+        """What is left of the net's MACs in the end, as a share."""
+        return narrowing.macs_share(self.planned(narrowing).widths)
+
+    def widths(self, narrowing: Narrowing, done: float, share: float | None) -> list[int]:
+        """Each group's width where a part `done` of the cut is made, of which `share` of the MACs will be left."""
+        if done == 1 or share is None:
+            planned = self.planned(narrowing)
+        else:
+            planned = narrowing.part_way(1 - (1 - share) * done, self.align)
+        return [int(width) for width in planned.widths]
 
     def done(self, step: int) -> float:
         """How much of the cut is made after a step, 0 to 1; cubic: Zhu & Gupta 2017 (arXiv:1710.01878, eq. 1)."""
@@ -110,8 +122,7 @@ class Prune(Config):
 
     def narrowing(self, net: Net, env: Env) -> Narrowing:
         """The net, its channels scored, and what is known of the cost of its file."""
-        needs_gradients = self.importance in ("taylor", "hessian")
-        examples = gradient_examples(env) if needs_gradients else None
+        examples = gradient_examples(env) if IMPORTANCES[self.importance].needs_examples else None
         prunable = Prunable(net.module, net.example(1), self.importance, self.include, self.exclude, env.seed, examples)
         return Narrowing(net, prunable, env)
 

@@ -145,7 +145,7 @@ class Search(Config):
             teach(whole, env, eager, (*losses, InPlace(shared)))
             shared.others = []
             return SharedCandidates(shared, judge)
-        quiet = replace(env, emit=_steps_alone(env.emit))
+        quiet = replace(env, emit=_without_epochs(env.emit))
 
         def trained(rungs: Rungs) -> Net:
             candidate = _fresh(space.architecture(rungs), net, env.seed)
@@ -183,11 +183,11 @@ def _telling(env: Env, tries: int, macs: Callable[[Rungs], float], scores: Mappi
     return tell
 
 
-def _steps_alone(emit: Listener) -> Listener:
-    """Passes on the steps of a training and not its epochs, which would all go to one curve."""
+def _without_epochs(emit: Listener) -> Listener:
+    """Passes on all of a training but its epochs, which would all go to one curve."""
 
     def tell(event: Event) -> None:
-        if event["event"] == "step":
+        if event["event"] != "epoch":
             emit(event)
 
     return tell

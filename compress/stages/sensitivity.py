@@ -1,12 +1,15 @@
 """The stage that measures where a net can be cut."""
 
 import copy
+from functools import partial
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, field_validator
 
 import compress.pruning.sensitivity as sensitivity
+from compress import durable
 from compress.config import Config
+from compress.distributed.group import current
 from compress.losses import CrossEntropy, Loss
 from compress.net import Net
 from compress.pruning.sensitivity import By
@@ -51,14 +54,18 @@ class Sensitivity(Config):
         return (CrossEntropy(),)
 
     def __call__(self, net: Net, env: Env) -> Net:
+        current().first(partial(self.measure, net, env))
+        return Net(net.spec, copy.deepcopy(net.module).eval())
+
+    def measure(self, net: Net, env: Env) -> None:
+        """Write the table and the picture, and note what they come to; in a rehearsal there is nothing to write."""
         analysis = self.analysis(net, env)
         if env.out is not None:
             path = env.out / "sensitivity" / f"{env.stage}.csv"
             rows = analysis.rows(Table(path, env.warn), self.telling(env))
-            path.with_suffix(".svg").write_text(drawn(rows), encoding="utf-8")
+            durable.write(path.with_suffix(".svg"), drawn(rows))
             for sentence in summary(rows):
                 env.note(sentence)
-        return Net(net.spec, copy.deepcopy(net.module).eval())
 
     def analysis(self, net: Net, env: Env) -> sensitivity.Analysis:
         """The analysis of a net with these settings."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from compress.augment import chosen, views
 from compress.config import fingerprint
 from compress.data.base import Data
+from compress.distributed.group import current
 from compress.edits.graph import evaluating
 from compress.environment import free_bytes
 from compress.errors import ConfigError
@@ -21,7 +23,7 @@ from compress.losses.base import Loss
 from compress.objective import Tutor
 from compress.recipe import Training
 from compress.target_files import Layout, require_room
-from compress.targets import compute, find, layout_for
+from compress.targets import Targets, compute, find, layout_for
 
 ASKED_TOGETHER = 512  # images a teacher sees at once where its outputs are kept
 TARGETS = "targets"  # the folder of a run that teachers' outputs are kept in
@@ -126,28 +128,34 @@ def with_targets(
         # A key says how a teacher was made, which on a GPU gives other weights each time.
         made = teacher_key, content(tutor.module)
         key = fingerprint("targets", *made, seen.fingerprint, data.fingerprint, kind, soft.views, device.type)
+        key = current().broadcast(key)
         drawn_by = int(fingerprint(data.fingerprint, kind, soft.views), 16) % 2**31
-        targets, reason = find(folder, key)
-        if reason is not None:
-            warn(f"{reason}; the teacher's outputs are computed again")
-        if targets is None:
-            targets = compute(
-                folder,
-                key,
-                _asking(tutor.module, seen, device),
-                joined(seen),
-                data.classes,
-                kind=kind,
-                mirror=data.mirror,
-                size=data.image[-1],
-                views=soft.views,
-                seed=drawn_by,
-                batch=ASKED_TOGETHER,
-                device=device,
-                emit=emit,
-            )
+        ask = partial(
+            compute,
+            folder,
+            key,
+            _asking(tutor.module, seen, device),
+            joined(seen),
+            data.classes,
+            kind=kind,
+            mirror=data.mirror,
+            size=data.image[-1],
+            views=soft.views,
+            seed=drawn_by,
+            batch=ASKED_TOGETHER,
+            device=device,
+            emit=emit,
+        )
+        targets = current().in_turn(partial(_found_or_asked_for, folder, key, ask, warn))
         found.append(replace(tutor, targets=targets.to(device)))
     return found
+
+
+def _found_or_asked_for(folder: Path, key: str, ask: Callable[[], Targets], warn: Callable[[str], None]) -> Targets:
+    targets, reason = find(folder, key)
+    if reason is not None:
+        warn(f"{reason}; the teacher's outputs are computed again")
+    return ask() if targets is None else targets
 
 
 def content(module: nn.Module) -> str:

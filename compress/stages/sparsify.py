@@ -2,22 +2,24 @@
 
 import copy
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from compress.config import Config, OneOf
 from compress.edits.sparse import Sparse
 from compress.errors import ConfigError
+from compress.loop import batch_size_for
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
 from compress.pruning.magnitude import MagnitudePruning, after_each_step, chosen_layers, cubic
 from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
-from compress.train import batch_size_for
+from compress.state import Companion
 
 GROWING_PART = 2 / 3  # of all steps; in the rest the weights that are left recover
 REMOVALS_AN_EPOCH = 8
@@ -63,13 +65,16 @@ class Sparsify(Config):
         layers = chosen_layers(sparse.module, self.include, self.exclude)
         pruning = MagnitudePruning(layers, sparsity=self.sparsity or 0.0, threshold=self.threshold, scope=self.scope)
         steps = self.steps_an_epoch(env)
+        companions: list[Companion] = []
+        action: Callable[[], None]
         if self.schedule == "one_shot" or not steps * self.training.epochs:
             pruning.remove(1.0)
             action = pruning.hold
         else:
-            action = growing(pruning, steps, self.training.epochs)
+            action = growing = Growing(pruning, steps, self.training.epochs)
+            companions.append(growing)
         with after_each_step(action):
-            teach(sparse, env, self.training, self.losses or (CrossEntropy(),))
+            teach(sparse, env, self.training, self.losses or (CrossEntropy(),), companions=companions)
         pruning.hold()  # a moving average may have taken the weights' place
         self.report(net.module, sparse.module, pruning, env)
         return Net(net.spec.edited(Sparse(layers=pruning.zeros)), sparse.module)
@@ -105,21 +110,30 @@ class Sparsify(Config):
             )
 
 
-def growing(pruning: MagnitudePruning, steps: int, epochs: int) -> Callable[[], None]:
-    """What to do after each step so that the zeros grow by the cubic schedule, several times an epoch."""
-    last = max(round(GROWING_PART * steps * epochs), 1)
-    every = max(steps // REMOVALS_AN_EPOCH, 1)
-    taken = 0
+class Growing:
+    """Lets the zeros grow by the cubic schedule, several times an epoch; to be called after each step."""
 
-    def after() -> None:
-        nonlocal taken
-        taken += 1
-        if taken == last or (taken < last and taken % every == 0):
-            pruning.remove(cubic(taken / last))
+    def __init__(self, pruning: MagnitudePruning, steps: int, epochs: int) -> None:
+        self.pruning = pruning
+        self.last = max(round(GROWING_PART * steps * epochs), 1)
+        self.every = max(steps // REMOVALS_AN_EPOCH, 1)
+        self.taken = 0
+
+    def __call__(self) -> None:
+        self.taken += 1
+        if self.taken == self.last or (self.taken < self.last and self.taken % self.every == 0):
+            self.pruning.remove(cubic(self.taken / self.last))
         else:
-            pruning.hold()
+            self.pruning.hold()
 
-    return after
+    def state(self) -> dict[str, Tensor]:
+        """How many steps were taken, and which weights are removed."""
+        return {"taken": torch.tensor(self.taken)} | {f"zero/{k}": v for k, v in self.pruning.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.taken = int(state["taken"])
+        self.pruning.restore({key.removeprefix("zero/"): value for key, value in state.items()})
 
 
 def stored(module: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,184 @@
+"""Checkpoints inside a stage: what a training is made of at the end of a step, on disk, and found again.
+
+Each is one safetensors file; what is no tensor stands as JSON in its metadata. Its name says which training of the
+stage it belongs to, after how many steps, and the SHA-256 of its content: a file that has its name is whole, one whose
+content does not hash to it is damaged. The last two of a running training are kept, and of a finished one its result.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from compress import durable
+from compress.distributed.group import current
+from compress.errors import ResourceError
+
+EVERY_S = 60.0
+KEPT = 2
+DIGITS = 32  # of the SHA-256, in the name
+NAME = re.compile(r"(\d{4})-(\d{9}|done)-([0-9a-f]{32})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training is made of: tensors by name, and facts that JSON can say. `done` where it is its result."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    done: bool = False
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a stage, which may train several times; without a folder nothing is kept.
+
+    `every_s` seconds after the last one another is due; 0 for one after each step. `warn` hears of damaged files.
+    `earlier_s` is how long the stage had been at work, in earlier processes, when the one it goes on from was written.
+    """
+
+    folder: Path | None = None
+    every_s: float = EVERY_S
+    warn: Callable[[str], None] = lambda text: None
+    earlier_s: float = 0.0
+    trainings: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        for _, path in self._files("*"):
+            seconds = _facts(path).get("seconds", 0.0)
+            self.earlier_s = max(self.earlier_s, seconds)
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage has been at work, all processes together."""
+        return self.earlier_s + time.perf_counter() - self.began
+
+    def next(self) -> "Keeper":
+        """The keeper of the stage's next training; the order of trainings is the same each time a stage runs."""
+        self.trainings += 1
+        return Keeper(self, self.trainings - 1)
+
+    def _files(self, training: str) -> Iterator[tuple[str, Path]]:
+        """What is there of a training: the number of steps, or `done`, and the file; the last first."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        found = [(match, path) for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))]
+        for match, path in sorted(found, key=lambda each: each[0][2], reverse=True):
+            if training in (match[1], "*"):
+                yield match[2], path
+
+
+@dataclass
+class Keeper:
+    """Keeps and finds the checkpoints of one training of a stage, the `number`-th from 0."""
+
+    store: Checkpoints
+    number: int
+    last: float = field(default_factory=time.perf_counter)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another; of several processes the first one says so."""
+        late = time.perf_counter() - self.last >= self.store.every_s
+        return late and self.store.folder is not None and current().leads
+
+    def find(self, made_of: str) -> Checkpoint | None:
+        """The training's result or its last whole checkpoint; None where it has to start.
+
+        `made_of` is a key of all that determines the training: a file with another is as good as none. Damaged files
+        are said aloud and removed. Several processes read the one that the first chooses; raises ResourceError where
+        another cannot.
+        """
+        chosen: list[Checkpoint] = []
+        path = current().first(partial(self._choose, made_of, chosen))
+        if path is None or chosen:
+            return next(iter(chosen), None)
+        found = self._read(Path(path))
+        if found is None:
+            raise ResourceError(f"{path} cannot be read here: all processes need the same run folder, on a shared disk")
+        return found
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep what there is after `step` steps, and nothing older than the one before it. Raises ResourceError."""
+        self._write(f"{step:09d}", tensors, facts)
+        for _, old in list(self._own())[KEPT:]:
+            durable.remove(old)
+
+    def finish(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the result; how it came about is no longer needed. Raises ResourceError."""
+        self._write("done", tensors, facts)
+        for step, old in list(self._own()):
+            if step != "done":
+                durable.remove(old)
+
+    def _choose(self, made_of: str, chosen: list[Checkpoint]) -> str | None:
+        """Put the result or the last whole checkpoint into `chosen`; gives its path."""
+        for _, path in list(self._own()):
+            found = self._read(path)
+            if found is not None and found.facts.get("made_of") == made_of:
+                chosen.append(found)
+                return str(path)
+            why = "belongs to another training" if found else "is damaged"
+            self.store.warn(f"{path.name} {why} and is not used; the training goes on from what was kept before it")
+            durable.remove(path)
+        return None
+
+    def _own(self) -> Iterator[tuple[str, Path]]:
+        return self.store._files(f"{self.number:04d}")
+
+    def _write(self, step: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        if self.store.folder is None or not current().leads:
+            return
+        known = {**facts, "seconds": self.store.seconds}
+        content = save(_separate(tensors), {"facts": json.dumps(known)})
+        name = f"{self.number:04d}-{step}-{hashlib.sha256(content).hexdigest()[:DIGITS]}.safetensors"
+        durable.write(self.store.folder / name, content)
+        self.last = time.perf_counter()
+
+    def _read(self, path: Path) -> Checkpoint | None:
+        match = NAME.fullmatch(path.name)
+        assert match is not None, path
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest()[:DIGITS] != match[3]:
+                return None
+            return Checkpoint(load(content), _facts(path), match[2] == "done")
+        except (OSError, SafetensorError, ValueError):
+            return None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """The facts of a file, none where it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return facts
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, in the order of their indices, each in memory of its own."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        if value.data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.data_ptr())
+        found[name] = value
+    return found
