@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 from faults_child import TINY, Runs
-from faults_kills import PIPELINES, events, left_behind
+from faults_kills import PIPELINES, QUICK, events, left_behind
 from lines import Line, at_least, at_most
 from tiny import raw_pipeline
 
@@ -58,7 +58,7 @@ def run_files(work: Path, *, quick: bool) -> tuple[int, list[str]]:
     """How many files of a run were damaged, and what went wrong."""
     runs, drawn = Runs(), random.Random(7)
     pipeline, whole = work / "main.yaml", work / "whole"
-    pipeline.write_text(yaml.safe_dump(raw_pipeline(name="main", **PIPELINES["main"])))
+    pipeline.write_text(yaml.safe_dump(raw_pipeline(name="main", **(QUICK["short"] if quick else PIPELINES["main"]))))
     words = ["run", str(pipeline), "--plugin", str(TINY), "--out"]
     assert runs.run([*words, str(whole)], work / "whole.log") in (0, 5), work / "whole.log"
     reference = left_behind(whole)

@@ -10,7 +10,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
+QUICK = {"short": {"stages": [{"quantize": {"training": TRAINING}}], "teacher": None}}
 CLOCK = ("images_per_s", "seconds", "left_s")
 MEASURED = ("net", "stage", "top1", "top5", "top1_onnx", "agreement", "samples", "params", "macs", "bytes", "int8")
 OFTEN = 9  # the first of the points are come to again and again
@@ -85,17 +86,23 @@ class Plan:
     deaths: tuple[Death, ...]
 
 
+QUICK_PLANS = (
+    Plan("short", (Death("between gradients and optimiser", 8), Death(HALF, 4), Death("before a rename", 5))),
+    Plan("short", (Death("after an export", 2),)),
+)
+
+
 def kill_lines(work: Path, *, quick: bool) -> list[Line]:
     """Kill, take up again, compare."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     runs = Runs()
-    names = ["main"] if quick else [*PIPELINES]
-    for name in names:
-        (work / f"{name}.yaml").write_text(yaml.safe_dump(raw_pipeline(name=name, **PIPELINES[name])))
+    pipelines = QUICK if quick else PIPELINES
+    for name, changes in pipelines.items():
+        (work / f"{name}.yaml").write_text(yaml.safe_dump(raw_pipeline(name=name, **changes)))
     with ThreadPoolExecutor(2) as pool:
-        wholes = dict(zip(names, pool.map(lambda name: whole(runs, work, name), names), strict=True))
-        plans = [*planned(names, quick=quick)]
+        wholes = dict(zip(pipelines, pool.map(lambda name: whole(runs, work, name), pipelines), strict=True))
+        plans = [*QUICK_PLANS] if quick else [*planned()]
         tallies = [*pool.map(lambda each: suffered(runs, work, wholes, *each), enumerate(plans))]
     wrong = [text for tally in tallies for text in tally.wrong]
     for text in wrong:
@@ -110,19 +117,19 @@ def kill_lines(work: Path, *, quick: bool) -> list[Line]:
     ]  # fmt: skip
 
 
-def planned(names: Iterable[str], *, quick: bool) -> Iterator[Plan]:
+def planned() -> Iterator[Plan]:
     """Which runs are killed where; the same each time."""
     drawn = random.Random(6)
     places = [*[*POINTS][:OFTEN], HALF]
-    for name in names:
-        for point in drawn.sample(places, 3) if quick else places:
+    for name in PIPELINES:
+        for point in places:
             yield Plan(name, (Death(point, drawn.randrange(3, 25)),))
         rest = [*POINTS][OFTEN:]
-        for point in drawn.sample(rest, 1 if quick else 3 if name != "main" else len(rest)):
+        for point in rest if name == "main" else drawn.sample(rest, 3):
             yield Plan(name, (Death(point, drawn.randrange(1, 3)),))
-        for _ in range(0 if quick else 4):
+        for _ in range(4):
             yield Plan(name, (Death(seconds=drawn.uniform(1.0, 9.0)),))
-        for _ in range(1 if quick else 2):
+        for _ in range(2):
             first, second = drawn.sample(places, 2)
             third = Death(drawn.choice(places), drawn.randrange(2, 9))
             yield Plan(name, (Death(first, drawn.randrange(6, 16)), Death(second, drawn.randrange(2, 9)), third))
