@@ -39,7 +39,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "during an export": (exporting.Exporter, "__call__", True),
     "after an export": (exporting.Exporter, "__call__", False),
     "before a file is proven": (proof.Prover, "layers", True),
-    "before files are timed": (conclusion, "measure_latency", True),
+    "before files are timed": (conclusion, "measure_with_control", True),
     "before the report": (runner, "write", True),
     "after the report": (runner, "write", False),
 }

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-FUNCTIONS = ("Rows", "distill", "export", "prune", "quantize", "run")
+# Where each lives; `export` is found under its name as soon as that package is imported, and can be called.
+FUNCTIONS = {
+    "run": "compress.functions.running", "Rows": "compress.functions.running",
+    "prune": "compress.functions.pruning", "quantize": "compress.functions.quantization",
+    "distill": "compress.functions.distillation", "export": "compress.functions.exporting",
+}  # fmt: skip
 
 if TYPE_CHECKING:
-    from compress.functions import Rows, distill, prune, quantize, run
+    from compress.functions.distillation import distill
+    from compress.functions.pruning import prune
+    from compress.functions.quantization import quantize
+    from compress.functions.running import Rows, run
 
 __all__ = ["Rows", "distill", "prune", "quantize", "run"]
 
@@ -21,4 +29,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("compress.functions"), name)
+    return getattr(import_module(FUNCTIONS[name]), name)

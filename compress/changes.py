@@ -41,7 +41,7 @@ def plan(makers: Sequence[Maker]) -> Plan:
     """The plan of a run; all makers share all but chance."""
     folders = [(path.name.rpartition("-")[0], path.name) for maker in makers for path in maker.folders().values()]
     first = makers[0]
-    packages = ("torch", "torchvision", "torch-pruning")
+    packages = ("torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
     circumstances = {
         "the data": first.data.fingerprint,
         "the code of plugins": fingerprint([file.read_text() for file in first.plugins]),

@@ -1,5 +1,6 @@
 """The command line: one function a verb. Heavy modules are imported inside, so that --help answers at once."""
 
+import gc
 import io
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from compress import __version__, interruption
+from compress import __version__, completing, interruption
 from compress.errors import CompressError, ConfigError
 
 app = typer.Typer(
@@ -22,7 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
+PipelineFile = Annotated[
+    Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.", autocompletion=completing.pipelines)
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one value; repeatable.")]
 Plugins = Annotated[
     list[Path],
@@ -34,6 +37,7 @@ Plugins = Annotated[
 ]
 RunFolder = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEBUG_HELP = "Show the traceback of an error."
 
 
@@ -63,7 +67,10 @@ def run(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     out: RunFolder = None,
     device: Device = "auto",
-    start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo from this stage on.")] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Redo from this stage on.", autocompletion=completing.stages),
+    ] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same flow on tiny data, in seconds.")] = False,
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", help="Make the student N times; the report has mean and spread.")
@@ -76,40 +83,89 @@ def run(
         ),
     ] = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print events as JSON, one a line, the result or the error last.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard into RUN/tensorboard.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
+    ] = None,
 ) -> None:
     """Run the whole pipeline; picks up where it stopped, inside a training too."""
-    _known(device)
-    with _together(device) as group:
-        loaded = _read(pipeline, overrides, plugin)
-        from compress import runner
-        from compress.console import Screen
+    with _errors_as_json(as_json):
+        _known(device)
+        with _together(device) as group:
+            loaded = _read(pipeline, overrides, plugin)
+            from compress import runner
+            from compress.showing.watched import Wanted
 
-        folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
-        with Screen(quiet or not group.leads) as screen:
-            outcome = runner.run(
-                loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=plugin,
-                emit=screen, command=_command(pipeline, overrides, plugin, smoke, seeds),
-                checkpoint_every=checkpoint_every,
-            )  # fmt: skip
-        code = group.first(lambda: _shown(outcome))
+            folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
+            wanted = Wanted(quiet, as_json, tensorboard, wandb) if group.leads else None
+            with _watched(wanted, folder, loaded, smoke, seeds) as watchers:
+                outcome = watchers.ended(runner.run(
+                    loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=plugin,
+                    emit=watchers, command=_command(pipeline, overrides, plugin, smoke, seeds),
+                    checkpoint_every=checkpoint_every,
+                ))  # fmt: skip
+            code = group.first(lambda: _shown(outcome, as_json))
     raise typer.Exit(code)
 
 
-def _shown(outcome: Any) -> int:
+@contextmanager
+def _watched(wanted: Any, folder: Path, loaded: Any, smoke: bool, seeds: int) -> Iterator[Any]:
+    """Whoever watches a run; where several processes train together, the first of them alone is watched."""
+    from compress.showing.watched import Watchers, watched
+
+    if wanted is None:
+        yield Watchers()
+        return
+    pieces: tuple[Any, ...] = ()
+    if sys.stderr.isatty() and not wanted.quiet and not wanted.as_json:  # only bars show the time that is left
+        from compress.workload import pieces as work
+
+        pieces = work(loaded, smoke=smoke, seeds=seeds)
+    with watched(wanted, folder, loaded.name, loaded.model_dump(mode="json"), pieces) as watchers:
+        yield watchers
+
+
+@contextmanager
+def _errors_as_json(wanted: bool) -> Iterator[None]:
+    """Where JSON is wanted, say an error there too, as the last line; `main` says it to people."""
+    try:
+        yield
+    except (Exception, interruption.Stopped) as error:
+        if wanted:
+            from compress.showing.json_lines import JsonLines
+
+            message, code = (
+                (_stopped(error), error.code) if isinstance(error, interruption.Stopped) else _explain(error)
+            )
+            JsonLines()({"event": "error", "message": message.removeprefix("error: "), "exit_code": code})
+        raise
+
+
+def _shown(outcome: Any, as_json: bool = False) -> int:
     """Print what a run came to; gives the exit code, and raises what went wrong at the end."""
+    if as_json:
+        from compress.showing.json_lines import JsonLines, result
+
+        JsonLines()(result(outcome))
+        return int(outcome.exit_code)
     from compress.console import show_rows
     from compress.report import wording
 
     show_rows(outcome.report)
-    typer.echo(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
+    _say(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
     for line in wording.over_seeds(outcome.report):
-        typer.echo(line)
-    typer.echo(f"report: {outcome.folder / 'report.html'}")
+        _say(line)
+    _say(f"report: {outcome.folder / 'report.html'}")
     if outcome.failure is not None:
         raise outcome.failure
     for limit in outcome.report.budget:
         if not limit.ok:
-            typer.echo(
+            _say(
                 f"budget missed: {limit.limit} allows {limit.value:g}, measured {limit.measured:.4g}",
                 err=True,
             )
@@ -118,38 +174,60 @@ def _shown(outcome: Any) -> int:
 
 @app.command()
 def validate(
-    pipelines: Annotated[list[Path], typer.Argument(metavar="PIPELINE...", help="Pipeline files.")],
+    pipelines: Annotated[
+        list[Path],
+        typer.Argument(metavar="PIPELINE...", help="Pipeline files.", autocompletion=completing.pipelines),
+    ],
     overrides: Overrides = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Report every error of pipeline files at once, without training."""
     _plugins(plugin)
-    from compress.pipeline import read
-    from compress.rehearsal import objections
+    with _importing():
+        from compress.pipeline import read
+        from compress.rehearsal import objections
 
     problems: list[CompressError] = []
+    told = []
     for path in pipelines:
         try:
             found = list(objections(read(path, overrides)))
         except ConfigError as error:
             problems.append(error)
+            told.append({"pipeline": str(path), "ok": False, "problems": str(error).split("\n  ")[1:] or [str(error)]})
             continue
+        told.append({"pipeline": str(path), "ok": not found, "problems": [str(problem) for problem in found]})
         if found:
             lines = "\n  ".join(str(problem) for problem in found)
             problems.append(type(found[0])(f"{path} cannot run:\n  {lines}"))
-        else:
-            typer.echo(f"{path}: ok")
+        elif not as_json:
+            _say(f"{path}: ok")
+    if as_json:
+        _say_json(told)
     if problems:
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
 @app.command()
-def show(pipeline: PipelineFile, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
+def show(
+    pipeline: PipelineFile,
+    overrides: Overrides = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
     """Show the resolved plan: stages, nets, data, parameters, MACs, estimates of time and disk."""
     loaded = _read(pipeline, overrides, plugin)
-    from compress.plan import plan, render
+    from compress.plan import plan
+    from compress.plan_tree import as_json as in_json
+    from compress.plan_tree import render
+    from compress.yamlfile import read_yaml
 
-    typer.echo(render(plan(loaded)))
+    found = plan(loaded)
+    if as_json:
+        _say(in_json(found, loaded))
+    else:
+        render(found, loaded, read_yaml(pipeline, overrides))
 
 
 @app.command()
@@ -165,33 +243,40 @@ def sensitivity(
     with _together(device) as group:
         loaded = _read(pipeline, overrides, plugin)
         from compress.analysing import analyse
-        from compress.console import Screen
+        from compress.showing.screen import Screen
 
         with Screen(not group.leads) as screen:
             found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
     if group.leads:
         for sentence in found.sentences:
-            typer.echo(sentence)
-        typer.echo(f"table: {found.table}\npicture: {found.picture}")
+            _say(sentence)
+        _say(f"table: {found.table}\npicture: {found.picture}")
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write the report again from a run folder."""
-    from compress.report import read, write
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completing.runs)],
+    device: Annotated[
+        list[Path],
+        typer.Option("--device", metavar="FILE.json", help="Put in what models/bench.py measured there; repeatable."),
+    ] = [],  # noqa: B006
+) -> None:
+    """Write the report again from a run folder, with figures of devices where given."""
+    from compress.devices import report_again
 
-    found = read(folder)
-    write(found, folder)
-    typer.echo(f"report: {folder / 'report.html'}")
+    report_again(folder, device)
+    _say(f"report: {folder / 'report.html'}")
 
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=completing.runs)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.html", help="The page; default compare.html here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs and their teachers' students: one table, one page with the Pareto front."""
     from compress.comparing import PAGE, compare_runs, show, write_page
@@ -200,30 +285,37 @@ def compare(
     found = compare_runs(folders)
     write_page(found, out or PAGE)
     if as_json:
-        typer.echo(in_json(found))
+        _say(in_json(found))
     else:
         show(found)
-    typer.echo(f"page: {out or PAGE}", err=as_json)
+    _say(f"page: {out or PAGE}", err=as_json)
 
 
 @app.command()
 def benchmark(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files.", autocompletion=completing.models)
+    ],
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images a run.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the files take turns.")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare size, MACs and latency of ONNX files, which take turns; ratios are to the first."""
     from compress.measure.comparison import compare_files, render
 
     figures = compare_files(models, threads=threads, batch=batch, rounds=rounds)
-    typer.echo(render(figures, as_json=as_json))
+    _say(render(figures, as_json=as_json))
 
 
 @app.command()
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file, float or int8, of any program.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx", help="An ONNX file, float or int8, of any program.", autocompletion=completing.models
+        ),
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="Its run folder; found where it lies in one.")
     ] = None,
@@ -233,9 +325,11 @@ def verify(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE.npz", help="`inputs` as the file is fed, and `labels`.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="Judge by this target's rules.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Judge by this target's rules.", autocompletion=completing.targets)
+    ] = None,
     plugin: Plugins = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prove an ONNX file: checker, seal, target, weights, int8 kernels, agreement, every layer's noise, saturation."""
     _plugins(plugin)
@@ -244,15 +338,34 @@ def verify(
     from compress.verifying import verify as verify_file
 
     found = verify_file(model, run=run, reference=reference, data=data, target=target)
-    typer.echo(render(found, as_json=as_json))
+    _say(render(found, as_json=as_json))
     if found.failures:
         raise ExportError("\n".join(f"{model}: {check.said}" for check in found.failures))
 
 
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx", help="A file of `compress run`.", autocompletion=completing.models)
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Name the likeliest classes of pictures, prepared as the file's own metadata say."""
+    from compress.classify import predict, render
+
+    _say(render(model, list(predict(model, images, top)), as_json=as_json))
+
+
 @app.command("ls")
 def list_names(
-    kind: Annotated[str | None, typer.Argument(metavar="[models|data|losses|stages|pipelines]")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[models|data|losses|stages|pipelines]", autocompletion=completing.kinds),
+    ] = None,
     plugin: Plugins = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """List what a pipeline file can name, one line each."""
     _plugins(plugin)
@@ -263,39 +376,74 @@ def list_names(
         from compress.config import near
 
         raise ConfigError(f"ls {kind}: no such kind.{near(kind, lines)}")
+    if as_json:
+        words = {each: [line.partition(" ") for line in lines[each]] for each in ([kind] if kind else lines)}
+        _say_json({k: [{"name": name, "summary": rest.strip()} for name, _, rest in v] for k, v in words.items()})
+        return
     for each in [kind] if kind else lines:
         if kind is None:
-            typer.echo(f"{each}:")
+            _say(f"{each}:")
         for line in lines[each]:
-            typer.echo(line if kind else f"  {line}")
+            _say(line if kind else f"  {line}")
+
+
+@app.command()
+def schema(plugin: Plugins = []) -> None:  # noqa: B006
+    """Print the JSON schema of a pipeline file, for editors."""
+    _plugins(plugin)
+    from compress.schema import as_json
+
+    _say(as_json().rstrip("\n"))
 
 
 @app.command()
 def init(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="The new file's name.")] = "pipeline",
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="Your images: one folder a class; or `digits`, a demo.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Your device: see `ls targets`.", autocompletion=completing.targets)
+    ] = None,
+    limit: Annotated[
+        list[str], typer.Option("--limit", metavar="KEY=VALUE", help="What it may cost: max_bytes=500kB; repeatable.")
+    ] = [],  # noqa: B006
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Without published weights.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what would be proposed.")] = False,
 ) -> None:
-    """Write a starter pipeline to edit."""
-    from importlib.resources import files
+    """Write a pipeline to start from; at a terminal it asks for images, device and limit."""
+    from compress import durable, starting
 
-    from compress import durable
+    file = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if file.exists() or file.is_symlink():
+        raise ConfigError(f"{file} is there already; choose another name, or delete it")
+    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+        from compress import questions
 
-    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    text = files("compress").joinpath("starters/starter.yaml").read_text(encoding="utf-8")
-    if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target} is there already; choose another name, or delete it")
-    durable.write(target, text.replace("NAME", target.stem, 1), instead="choose another name")
-    typer.echo(
-        f"wrote {target}: edit it, then `compress run {target} --smoke` tries it, `compress run {target}` runs it"
-    )
+        data = data or questions.ask_images()
+        target = target or questions.ask_target()
+        limit = limit or [questions.ask_limit()]
+    elif yes:
+        data, target = data or str(starting.folder_here() or starting.DEMO), target or starting.target_here()
+    images = starting.PLACEHOLDER if data is None else starting.images_of(data)
+    limits = starting.limits_of(limit)
+    answers = starting.Answers(images, starting.target_of(target or "onnxruntime"), limits, not from_scratch)
+    durable.write(file, starting.text(file.stem, answers), instead="choose another name")
+    if data is not None and (found := starting.said(answers)):
+        _say(found)
+    _say(f"wrote {file}: edit it, then `compress run {file} --smoke` tries it, `compress run {file}` runs it")
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Show versions, CPU flags that decide int8 speed, GPUs, threads, and what will be slow or missing."""
     from compress.doctor import findings
 
-    for line in findings():
-        typer.echo(line)
+    found = list(findings())
+    if as_json:
+        _say_json([{"topic": topic, "text": text} for topic, text in found])
+    else:
+        _say("\n".join(f"{topic:10} {text}" for topic, text in found))
 
 
 def main() -> NoReturn:
@@ -310,13 +458,13 @@ def main() -> NoReturn:
         code = app(args=words, prog_name="compress", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except interruption.Stopped as stop:
-        typer.echo(_stopped(stop), err=True)
+        _say(_stopped(stop), err=True)
         raise
     except Exception as error:  # noqa: BLE001 - the last place that can say it in one sentence
         if "--debug" in sys.argv:
             traceback.print_exc()
         message, code = _explain(error)
-        typer.echo(message, err=True)
+        _say(message, err=True)
         sys.exit(code)
 
 
@@ -372,23 +520,53 @@ def _together(device: str) -> Iterator[Any]:
         sys.exit(_explain(error)[1])
 
 
+def _say(text: str, *, err: bool = False) -> None:
+    """Print a result or an error, whatever names it holds."""
+    from compress.console import say
+
+    say(text, err=err)
+
+
+def _say_json(value: Any) -> None:
+    from compress.showing.json_lines import json_of
+
+    _say(json_of(value, indent=1))
+
+
 def _known(device: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: should be auto, cpu or cuda")
+        from compress.spelling import nearest
+
+        near = nearest(device, ("auto", "cuda"))  # what others have in common with `cpu` are letters
+        raise ConfigError(f"--device {device}: should be auto, cpu or cuda{near and '.'}{near}")
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import without looking for garbage: there is none in modules, and the search takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _plugins(files: list[Path]) -> None:
-    from compress.plugins import load_plugins
+    with _importing():
+        from compress.plugins import load_plugins
 
-    load_plugins(files)
-    from compress.catalogue import check_members
+        load_plugins(files)
+        from compress.catalogue import check_members
 
     check_members()
 
 
 def _read(path: Path, overrides: list[str], plugin: list[Path]) -> Any:
     _plugins(plugin)
-    from compress.pipeline import read
+    with _importing():
+        from compress.pipeline import read
 
     return read(path, overrides)
 

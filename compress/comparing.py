@@ -18,6 +18,7 @@ from compress.report.comparison_page import NETS_NUMERIC, RUNS_NUMERIC, nets, re
 from compress.report.json import FILE
 from compress.report.tables import Table
 from compress.run_folder import require_sound
+from compress.spelling import nearest_file
 
 WIDE = 10_000  # columns off a terminal, where nothing wraps
 PAGE = Path("compare.html")
@@ -65,7 +66,7 @@ def write_page(comparison: Comparison, file: Path) -> None:
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
     """Print the tables and the warnings: coloured in a terminal, plain and unwrapped elsewhere."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDE
     front = [entry.smallest or entry.fastest for entry in comparison.entries]
@@ -79,7 +80,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
 def _read(folder: Path) -> Report:
     if not (folder / "report.json").exists():
         what = "has no report.json: give the folder of a finished run" if folder.is_dir() else "is no run folder"
-        raise ConfigError(f"{folder} {what}")
+        near = "" if folder.is_dir() else nearest_file(folder, folder=True)
+        raise ConfigError(f"{folder} {what}{'.' if near else ''}{near}")
     require_sound(folder, FILE)
     report = read(folder)
     for row in (*report.rows, *report.alternatives):

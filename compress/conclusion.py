@@ -1,11 +1,9 @@
 """What a run came to: every net proven on its file, all files timed together, judged, and put into the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from compress.corrupting import Subject, under_corruption
 from compress.data import Data
@@ -13,15 +11,16 @@ from compress.environment import cpu_flags, environment, has_vnni
 from compress.errors import ExportError
 from compress.events import Listener
 from compress.kept import Finished
-from compress.measure.latency import measure_latency
+from compress.measure.latency import distribution, measure_with_control
 from compress.measure.slowness import slowness
 from compress.measure.structure import NOT_JUDGED
-from compress.net import Net, build
+from compress.net import Net
+from compress.particulars import changed_predictions, last_int8, layers_of, left_float, rounding_of, sensitivities
 from compress.pipeline import Pipeline
 from compress.proof import Proof, Prover, require_agreement
 from compress.repeats import Repeated, over_seeds
-from compress.report import Curve, Layer, OverSeeds, Report, UnderCorruption
-from compress.row import Latency, Row
+from compress.report import Curve, OverSeeds, Report, UnderCorruption
+from compress.row import Control, Distribution, Latency, Row
 from compress.shipping import ship
 from compress.sources import Sources
 from compress.stages import Distill
@@ -75,7 +74,7 @@ class Conclusion:
         """
         names = unique_names(trail)
         files, variants = self.prove(trail, names)
-        latency = self.timed({**files, **variants})
+        latency, timings, control = self.timed({**files, **variants}, again=names[-1])
         rows = [self.row(name, r, files[name], latency[name], r.seconds) for name, r in zip(names, trail, strict=True)]
         owner = {
             f"{name}-{beside}": result for name, result in zip(names, trail, strict=True) for beside in result.beside
@@ -102,7 +101,8 @@ class Conclusion:
             teacher=best_teacher(rows[: len(self.pipeline.teacher)]),
             environment=self.environment(),
             data=self.about_data(),
-            layers=changed_layers(trail[-1].net),
+            timings=timings,
+            control=control,
             curves=tuple(Curve(n, result.curve) for n, result in zip(names, trail, strict=True) if result.curve),
             robustness=robustness,
             seeds=seeds,
@@ -112,7 +112,18 @@ class Conclusion:
             command=self.command,
         )
         code = failure.exit_code if failure else MISSED if verdict == "fail" else 0
-        return Outcome(report, self.out, code, failure)
+        return Outcome(self.detailed(report, trail, [*files.values()]), self.out, code, failure)
+
+    def detailed(self, report: Report, trail: Sequence[Finished], files: Sequence[Proof]) -> Report:
+        """The report with what is known of layers, rounding and predictions."""
+        rounded = last_int8(trail, files)
+        return replace(
+            report,
+            layers=layers_of(trail[-1].net, sensitivities(self.out, [result.stage for result in trail])),
+            rounding=rounding_of(rounded[1], rounded[0]) if rounded else (),
+            left_float=left_float(self.out / rounded[1].onnx) if rounded else (),
+            changes=changed_predictions(self.out, report.baseline_row, report.result, self.data),
+        )
 
     def prove(self, trail: Sequence[Finished], names: Sequence[str]) -> tuple[dict[str, Proof], dict[str, Proof]]:
         """Files and figures of all nets, and of the variants beside them, by name."""
@@ -137,17 +148,21 @@ class Conclusion:
             found |= {f"{name}-{variant}": self.prover for variant in result.beside}
         return found
 
-    def timed(self, proofs: Mapping[str, Proof]) -> dict[str, Latency]:
-        """The latency of all files, which take turns."""
+    def timed(
+        self, proofs: Mapping[str, Proof], again: str
+    ) -> tuple[dict[str, Latency], tuple[Distribution, ...], Control]:
+        """The latency of all files, which take turns, `again` twice: medians, spread, noise."""
         self.tell({"event": "measuring", "files": len(proofs)})
         settings = self.pipeline.benchmark
-        found = measure_latency(
+        found, control = measure_with_control(
             {name: self.out / proof.onnx for name, proof in proofs.items()},
+            again=again,
             threads=settings.threads,
             batch=settings.batch,
             rounds=settings.rounds,
         )
-        return {name: latency for name, (latency, _) in found.items()}
+        spread = tuple(distribution(name, times) for name, (_, times) in found.items())
+        return {name: latency for name, (latency, _) in found.items()}, spread, control
 
     def robustness(
         self, trail: Sequence[Finished], names: Sequence[str], files: Mapping[str, Proof]
@@ -331,18 +346,6 @@ def lessons(teachers: Sequence[Row], baseline: Row, distilled: Row | None) -> It
             f"{best.params / distilled.params:.0f} times fewer parameters. Try a teacher of a size between the two, a "
             "loss that asks for less than the exact outputs (dist, or kd at another temperature), or more epochs"
         )
-
-
-def changed_layers(net: Net) -> tuple[Layer, ...]:
-    """Output channels of every convolution in the architecture and in the net, where any differ."""
-    dense = build(net.spec.model_copy(update={"edits": ()})).module
-    now = {name: m.out_channels for name, m in net.module.named_modules() if isinstance(m, nn.Conv2d)}
-    layers = [
-        Layer(name, conv.out_channels, now[name])
-        for name, conv in dense.named_modules()
-        if isinstance(conv, nn.Conv2d) and name in now
-    ]
-    return tuple(layers) if any(layer.before != layer.after for layer in layers) else ()
 
 
 def _ending(net: Net) -> str:

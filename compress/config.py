@@ -4,7 +4,6 @@
 `Config` is the base of everything that comes from YAML or JSON; `OneOf(TABLE)` looks a name up in a table.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -23,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from compress.spelling import nearest
 
 MOST_PROBLEMS = 100  # that are told one by one
 MOST_NAMED = 100  # stages, losses and the like in one list
@@ -170,9 +171,9 @@ def near(name: object, known: Iterable[str]) -> str:
 
 @lru_cache(maxsize=1024)
 def _near(name: str, names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = nearest(name, names)
     if close:
-        return f" Did you mean {close[0]!r}?"
+        return close
     if not names:
         return " There are none."
     return f" Known: {', '.join(names)}" if len(names) <= 30 else " `compress ls` lists what there is."
@@ -222,4 +223,8 @@ def _plain(message: str, value: object, kind: str) -> str:
         return "is missing"
     message = re.sub(r"^\w+ should ", "should ", message.removeprefix("Value error, ")).replace(" after validation", "")
     shown = isinstance(value, str | int | float | bool) or value is None
-    return f"{message}, not {cut(repr(value))}" if shown and kind != "value_error" else message
+    hint = ""
+    if kind == "literal_error" and isinstance(value, str):
+        close = nearest(cut(value), re.findall("'([^']*)'", message))
+        hint = close and f".{close}"
+    return f"{message}, not {cut(repr(value))}{hint}" if shown and kind != "value_error" else message

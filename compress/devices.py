@@ -93,16 +93,16 @@ class Measured(Part):
 def report_again(folder: Path, devices: Sequence[Path] = ()) -> Report:
     """Write a run's report again, with the figures of these devices in it; of two of one name the later one stays.
 
-    Raises ArtifactError where the folder has no report, a file is not what bench.py writes, or its figures are of other
-    files than the run's; ResourceError where the folder cannot be written.
+    Raises ArtifactError where the folder has no report or a damaged one, a file is not what bench.py writes, or its
+    figures are of other files than the run's; ResourceError where the folder cannot be written.
     """
+    run_folder.require_sound(folder, "report.json")
     report = read(folder)
     found = {device.name: device for device in report.devices}
     found |= {device.name: device for device in (on_device(path, folder, report) for path in devices)}
     report = replace(report, devices=tuple(found.values()))
     write(report, folder)
-    if (folder / run_folder.CHECKSUMS).exists():
-        run_folder.seal(folder, REPORT_FILES)
+    run_folder.seal(folder, REPORT_FILES)
     return report
 
 
@@ -113,6 +113,7 @@ def on_device(path: Path, folder: Path, report: Report) -> Device:
     require_same(path, folder, measured.files, nets)
     baseline = next((each for each in measured.files if nets[each.file] == report.baseline), None)
     reference = baseline.latency_ms if baseline else None
+    in_order = sorted(measured.files, key=lambda each: [*nets].index(each.file))  # as the report's rows
     machine, state = measured.device, measured.state.get("after", State())
     return Device(
         name=machine.name,
@@ -123,7 +124,7 @@ def on_device(path: Path, folder: Path, report: Report) -> Device:
         onnxruntime=machine.onnxruntime,
         threads=measured.settings.threads,
         batch=measured.settings.batch,
-        rows=tuple(_row(nets[each.file], each, reference) for each in measured.files),
+        rows=tuple(_row(nets[each.file], each, reference) for each in in_order),
         control=measured.control.ratio if measured.control else None,
         governor=state.governor,
         temperature_c=state.temperature_c,

@@ -12,26 +12,31 @@ import torch
 from compress import __version__
 from compress.environment import PACKAGES, cpu_flags, cpu_name, free_bytes, has_vnni, version
 
+EXTRAS = ("timm", "tensorboard", "wandb")
 
-def findings() -> Iterator[str]:
-    """Lines of facts, and of what follows from them; the first word says what a line is about."""
-    yield f"compress   {__version__}, Python {platform.python_version()} on {platform.platform(terse=True)}"
-    yield f"cpu        {cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch"
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Facts, and what follows from them; the first word says what each is about."""
+    yield "compress", f"{__version__}, Python {platform.python_version()} on {platform.platform(terse=True)}"
+    yield "cpu", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch"
     flags = cpu_flags()
-    yield f"flags      {' '.join(flags) or 'unknown'}"
-    yield "int8       " + _int8(flags)
+    yield "flags", " ".join(flags) or "unknown"
+    yield "int8", _int8(flags)
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            yield f"gpu        {torch.cuda.get_device_name(i)}"
+            yield "gpu", f"{torch.cuda.get_device_name(i)}"
         if importlib.util.find_spec("triton") is None:
-            yield "missing    triton: torch.compile cannot be used on the GPU"
+            yield "missing", "triton: torch.compile cannot be used on the GPU"
     else:
-        yield "gpu        none that PyTorch sees: training runs on the CPU; big teachers take hours there"
+        yield "gpu", "none that PyTorch sees: training runs on the CPU; big teachers take hours there"
     for name in PACKAGES[1:]:
-        yield f"package    {name} {version(name) or 'is missing: install it with pip'}"
-    yield f"runtime    ONNX Runtime {ort.__version__}, {', '.join(ort.get_available_providers())}"
+        yield "package", f"{name} {version(name) or 'is missing: install it with pip'}"
+    missing = "is not installed: `pip install 'compress[{}]'` does that"
+    for name in EXTRAS:
+        yield "extra", f"{name} {version(name) or missing.format(name)}"
+    yield "runtime", f"ONNX Runtime {ort.__version__}, {', '.join(ort.get_available_providers())}"
     free = free_bytes(Path.cwd()) / 1e9
-    yield f"disk       {free:.1f} GB free here" + ("; a run of large nets needs some GB" if free < 5 else "")
+    yield "disk", f"{free:.1f} GB free here" + ("; a run of large nets needs some GB" if free < 5 else "")
 
 
 def _int8(flags: list[str]) -> str:

@@ -79,8 +79,12 @@ class View(Config):
 
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     channels: Literal[1, 3] | None = None
-    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all)] = None
-    std: Annotated[tuple[Deviation, ...] | None, BeforeValidator(one_for_all)] = None
+    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all, Channel | tuple[Channel, ...] | None)] = (
+        None
+    )
+    std: Annotated[
+        tuple[Deviation, ...] | None, BeforeValidator(one_for_all, Deviation | tuple[Deviation, ...] | None)
+    ] = None
     resize: Literal["squash", "crop", "letterbox"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     augmented: bool = True

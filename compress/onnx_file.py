@@ -14,6 +14,7 @@ from compress.errors import ModelError
 from compress.onnx_graph import require_bounded_graph
 from compress.onnx_tensors import LIMIT_BYTES, outside_files, require_sound_tensors
 from compress.onnx_wire import require_bounded_fields
+from compress.spelling import nearest_file
 
 FILE_BYTES = 2 * 2**30  # what one protobuf message may have
 
@@ -27,7 +28,8 @@ def read_onnx(path: Path) -> ModelProto:
     whether the graph is valid: `read_whole` does.
     """
     if not path.is_file():
-        raise ModelError(f"no ONNX file {path}")
+        near = nearest_file(path, (".onnx",))
+        raise ModelError(f"no ONNX file {path}{'.' if near else ''}{near}")
     if path.suffix.lower() == ".ort":
         raise ModelError(f"{path} has the name of ONNX Runtime's own format; give the .onnx file that it was made from")
     try:

@@ -89,7 +89,7 @@ def _require_sizes(values: Iterable[ValueInfoProto], most: int, path: Path) -> N
 
 
 def _light(model: ModelProto) -> ModelProto:
-    """The same graph without the numbers of its weights, so that nothing large is copied, and without claimed shapes."""
+    """The graph without the numbers of its weights, so that nothing large is copied, and without claimed shapes."""
     light = ModelProto(ir_version=model.ir_version)
     light.opset_import.MergeFrom(model.opset_import)
     light.functions.MergeFrom(model.functions)

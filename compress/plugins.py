@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from compress.errors import ConfigError
+from compress.spelling import nearest_file
 
 
 def load_plugins(files: Sequence[Path]) -> None:
     """Run the files; raises ConfigError where one is missing or fails."""
     for file in files:
         if not file.is_file():
-            raise ConfigError(f"--plugin {file}: no such file")
+            near = nearest_file(file, (".py",))
+            raise ConfigError(f"--plugin {file}: no such file{'.' if near else ''}{near}")
         _explained(str(file), partial(_execute, file))
 
 

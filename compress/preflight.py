@@ -21,18 +21,27 @@ from compress.weights import load_weights
 IMAGES = 32
 
 
-def preflight(pipeline: Pipeline, sources: Sources, prover: Prover, endings: Sequence[Ending | None]) -> None:
+def preflight(
+    pipeline: Pipeline,
+    sources: Sources,
+    prover: Prover,
+    endings: Sequence[Ending | None],
+    *,
+    exporting: bool = True,
+) -> None:
     """Build every net untrained, put the student through all stages without training, export and judge the graphs.
 
-    `endings` tell each stage what the file of a net would cost, if there is time to measure. Raises what the real thing
-    would: ModelError, ConfigError, ExportError or ResourceError.
+    `endings` tell each stage what the file of a net would cost, if there is time to measure. Without `exporting` graphs
+    are left to the run itself, where it takes seconds only. Raises what the real thing would: ModelError, ConfigError,
+    ExportError or ResourceError.
     """
     few = sources.smaller(IMAGES)
     teachers = [ready(t.model, sources.of_teacher(i), pipeline.seed) for i, t in enumerate(pipeline.teacher)]
     net = ready(pipeline.student, few.data, pipeline.seed)
-    for i, (teacher, name) in enumerate(zip(teachers, pipeline.teacher_names, strict=True)):
-        prover.seeing(sources.of_teacher(i)).graph(teacher, name)
-    prover.graph(net, "baseline")
+    if exporting:
+        for i, (teacher, name) in enumerate(zip(teachers, pipeline.teacher_names, strict=True)):
+            prover.seeing(sources.of_teacher(i)).graph(teacher, name)
+        prover.graph(net, "baseline")
     for i, (stage, ending) in enumerate(zip(pipeline.stages, endings, strict=True)):
         env = Env(
             data=few.data,
@@ -49,7 +58,8 @@ def preflight(pipeline: Pipeline, sources: Sources, prover: Prover, endings: Seq
             raise ConfigError(f"stages.{i}.{stage.name}: {error}") from error
         require_room(stage, pipeline, sources.data, prover.out)
         net = untrained(stage)(net, env)
-    prover.graph(net, pipeline.stages[-1].name)
+    if exporting:
+        prover.graph(net, pipeline.stages[-1].name)
 
 
 def require_room(stage: Stage, pipeline: Pipeline, data: Data, folder: Path) -> None:

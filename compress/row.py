@@ -14,6 +14,28 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """How a net's file spread over all `runs` timed ones: milliseconds at the percentiles 1, 5, 25, 50, 75, 95, 99."""
+
+    net: str
+    ms: tuple[float, float, float, float, float, float, float]
+    runs: int
+
+
+@dataclass(frozen=True)
+class Control:
+    """A net's file against itself, measured twice among the others (A/A): what two equal files differ by here.
+
+    `ratio` is the second median over the first. `noise` is the share by which two medians may differ for no reason:
+    the mean difference of the turns, in which both ran right after another, and half its 95 % interval.
+    """
+
+    net: str
+    ratio: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class Row:
     """All figures of one net, measured on the file named in `onnx`.
 

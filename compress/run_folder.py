@@ -10,7 +10,7 @@ from compress.errors import ArtifactError, ResourceError
 CHECKSUMS = "checksums.json"
 PIPELINE = "pipeline.yaml"
 EVENTS = "events.jsonl"
-REPORT = ("report.html", "report.md", "report.json")
+REPORT = ("report.html", "report.md", "report.json", "models/README.md")
 FILES = (*REPORT, PIPELINE, "test.npz", EVENTS, CHECKSUMS, ".lock")
 FOLDERS = (
     "stages", "models", "models/alternatives", "models/seeds", "predictions", "predictions/seeds", "pictures",

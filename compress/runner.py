@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from compress import durable, run_folder
-from compress.changes import changes, plan
+from compress.changes import changes, last_plan, plan
 from compress.checkpoint import EVERY_S
 from compress.conclusion import Conclusion, Outcome
 from compress.data import Data
@@ -84,7 +84,7 @@ def run(
         if start_from is not None:
             for each in makers:
                 group.first(partial(each.forget, start_from))
-        check = partial(preflight, pipeline, sources, prover, endings)
+        check = partial(preflight, pipeline, sources, prover, endings, exporting=not smoke)
         known = run_folder.PIPELINE not in damaged
         group.first(partial(take_up, out, pipeline, makers, check, tell, compare=known))
         trail, again = trails(makers, tell)
@@ -143,6 +143,7 @@ def take_up(
 ) -> None:
     """Say what is different from the last run in the folder, call `check` where anything is left to be made, and begin.
 
+    What was checked before the last run began, and is the same in all, is not checked again.
     `compare` is off where the folder's pipeline.yaml is not what that run wrote. From here on the folder is this run's;
     a run that fails before has changed nothing in it.
     """
@@ -154,7 +155,8 @@ def take_up(
         changed = {"event": "warning", "text": f"what changed since the last run cannot be told: {error}"}
     if changed is not None:
         tell(changed)
-    if not all(maker.all_there() for maker in makers):
+    checked = compare and changed is None and last_plan(out / run_folder.EVENTS) == now
+    if not checked and not all(maker.all_there() for maker in makers):
         tell({"event": "preflight"})
         check()
     run_folder.unseal(out)

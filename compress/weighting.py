@@ -89,7 +89,11 @@ def _written(weight: Any) -> Any:
 
 
 # In a file a number, or a schedule such as `{warm_up: {to: 8, epochs: 20}}`.
-Weight = Annotated[float | WarmUp | Decay | Window, PlainValidator(_parsed), PlainSerializer(_written)]
+Weight = Annotated[
+    float | WarmUp | Decay | Window,
+    PlainValidator(_parsed, Positive | Annotated[Any, OneOf(SCHEDULES)]),
+    PlainSerializer(_written),
+]
 
 
 def at(weight: float | Schedule, epoch: int) -> float:

@@ -17,6 +17,7 @@ from compress.errors import ModelError
 from compress.models.torchvision import TORCHVISION
 from compress.onnx_file import content_of
 from compress.onnx_weights import STEM_HINT, state_from_onnx
+from compress.spelling import nearest_file
 from compress.weight_files import limit_bytes, read_state, require_weights
 
 # Their published weights come with `transform_input=True`, a second normalisation inside the network.
@@ -206,9 +207,10 @@ def content_files(weights: str) -> list[Path]:
 
 def _read(path: Path, module: nn.Module, model: str) -> dict[str, Tensor]:
     if not path.is_file():
+        near = nearest_file(path, FILES)
         raise ModelError(
             f"no weights file {path}; give the path of a .safetensors file, of a .pt/.pth state dict or of a float "
-            ".onnx file"
+            f".onnx file{near and '.'}{near}"
         )
     limit = limit_bytes(module.state_dict())
     require_weights(path, sum(file.stat().st_size for file in content_files(str(path))), model, limit)

@@ -3,6 +3,7 @@
 import copy
 import re
 import stat
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from compress.errors import ConfigError
+from compress.spelling import nearest, nearest_file
 
 MOST_BYTES = 500_000  # nobody writes a pipeline of this size
 MOST_VALUES = 10_000  # with those that aliases repeat; PyYAML takes a third of a second for so many
@@ -131,7 +133,9 @@ def parse_yaml(path: Path) -> Any:
             content = file.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"no pipeline file {path}; `compress init` writes one to start from") from None
+        said = f"no pipeline file {path}; `compress init` writes one to start from"
+        near = nearest_file(path, (".yaml", ".yml"))
+        raise ConfigError(f"{said}{near and '.'}{near}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give a YAML file") from error
     except UnicodeDecodeError as error:
@@ -145,6 +149,14 @@ def parse_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except INVALID as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+
+
+def read_yaml(path: Path, overrides: Iterable[str] = ()) -> Any:
+    """The content of a YAML file with overrides applied where it is a mapping; raises ConfigError."""
+    raw = parse_yaml(path)
+    for override in overrides if isinstance(raw, dict) else ():
+        apply_override(raw, override)
+    return raw
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -200,7 +212,9 @@ def _position(items: list[Any], part: str, override: str) -> int:
     if names.count(part) != 1:
         which = f"{names.count(part)} items are" if part in names else "no item is"
         known = ", ".join(_cut(str(name)) for name in names[:20]) or "none"
-        raise ConfigError(f"--set {override}: {which} called {part!r} (there are: {known}); give a position from 0")
+        near = "" if part in names else nearest(part, map(str, names[:20]))
+        said = f"{which} called {part!r} (there are: {known}); give a position from 0{near and '.'}{near}"
+        raise ConfigError(f"--set {override}: {said}")
     return names.index(part)
 
 

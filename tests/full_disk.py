@@ -147,7 +147,7 @@ class Fault:
 @contextmanager
 def quick() -> Iterator[None]:
     """Leave out what takes time and writes nothing: the rehearsal before a run, and the length of a measurement."""
-    with patch("compress.runner.preflight", lambda *_: None), patch("compress.measure.latency.TURN_S", 0.002):
+    with patch("compress.runner.preflight", lambda *_, **__: None), patch("compress.measure.latency.TURN_S", 0.002):
         yield
 
 

@@ -117,7 +117,8 @@ def test_other_data_and_versions_are_said_by_name(tmp_path: Path, monkeypatch: p
     assert said is not None
     fields = said["fields"]
     assert fields[:3] == ["data.synthetic.classes: 4 → 3", "the data: changed", "the code of plugins: changed"]
-    assert [field.split(": ")[0] for field in fields[3:]] == ["compress", "torch", "torchvision", "torch-pruning"]
+    versions = ["compress", "torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime"]
+    assert [field.split(": ")[0] for field in fields[3:]] == versions
     assert fields[4].endswith(" → 9.9")
     assert said["kept"] == []
 

@@ -593,7 +593,7 @@ def test_show(compress: Compress) -> None:
     found = compress("show", "p.yaml")
     assert (found.code, found.err) == (0, "")
     for net in ("baseline", "prune", "quantize"):
-        assert f"\n{net} " in found.out
+        assert f"── {net}  " in found.out
 
 
 def test_a_plugins_model_data_loss_and_stage_run(compress: Compress) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import compress
+import compress.models.timm as timm
 from compress.config import Config, OneOf, as_named
 from compress.data import DATASETS
 from compress.edits import EDITS, Channels
@@ -35,11 +36,12 @@ from compress.recipe import Training
 from compress.stages import STAGES, Env
 
 TABLES = {"models": MODELS, "data": DATASETS, "losses": LOSSES, "edits": EDITS, "ranges": RANGES, "stages": STAGES}
-MEMBERS = [(kind, name) for kind, table in TABLES.items() for name in table]
+MEMBERS = [(kind, name) for kind, table in TABLES.items() for name in table if name != "timm" or timm.installed()]
 OURS = [(kind, name) for kind, name in MEMBERS if name not in TORCHVISION]
 # Fields that a member cannot do without, with values as they would stand in a file.
 NEEDED = {
     "npz": {"path": "data.npz"},
+    "timm": {"model": "resnet18"},
     "image_folder": {"path": "pictures"},
     "prune": {"keep_macs": 0.5},
     "sparsify": {"sparsity": 0.5},

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ import two_processes
 from torch import nn
 from two_processes import COUNTS, MASKS, NORMS, RAISED, images, norm, spreading, values
 
+import compress.distributed.joining as joining
+from compress import durable
 from compress.console import explain
 from compress.distributed.group import Group, as_current, current
 from compress.distributed.joining import start
-from compress.distributed.launch import NEEDED, this_launch
+from compress.distributed.launch import NEEDED, Launch, this_launch
 from compress.distributed.slices import gather, once, own
 from compress.distributed.synchronized import synchronized
 from compress.edits.quantizers import dynamically_rounded
-from compress.errors import ConfigError, ResourceError
+from compress.errors import ConfigError, DataError, ResourceError
+from compress.loop import Loop, Progress
 
 CPU = torch.device("cpu")
 SCRIPT = Path(two_processes.__file__)
@@ -151,6 +155,10 @@ def test_the_first_decides(left):
     assert said["first"] == {"rank": 0, "size": 1}  # inside, it is alone: others could not answer
 
 
+def test_what_the_first_leaves_the_others_find(left):
+    assert [left[rank]["said"]["in turn"] for rank in (2, 3)] == [False, True]
+
+
 @pytest.mark.parametrize("name", RAISED)
 def test_what_the_first_raises_ends_all_with_one_exit_code(left, name):
     error = RAISED[name]
@@ -186,6 +194,62 @@ def test_a_killed_process_ends_the_others(left):
     assert "/" not in words
     assert left[2]["waited"] < MOST_S / 6
     assert left[2]["took"] < MOST_S  # torchrun
+
+
+@pytest.fixture
+def pair() -> list[Group]:
+    """Two groups' last words to each other."""
+    store = torch.distributed.HashStore()
+    return [Group(rank, 2, store=store) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("word", "raised", "said"),
+    [(DataError("x.png"), DataError, "process 1 of 2: x.png"), (SystemExit(143), SystemExit, "130"),
+     (None, SystemExit, "130")],
+)  # fmt: skip
+def test_a_signal_that_came_because_of_an_error_gives_way_to_the_error(monkeypatch, pair, word, raised, said):
+    monkeypatch.setattr(joining, "this_launch", lambda device: Launch(0, 2, device))
+    monkeypatch.setattr(joining, "_joined", lambda launch: pair[0])
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    if word is not None:
+        pair[1].leave_word(word)
+    with pytest.raises(raised, match=said), start(CPU):
+        raise SystemExit(130)
+
+
+@pytest.mark.parametrize(("word", "least", "most"), [(None, 0.3, 2.0), (DataError("x"), 0.0, 0.2)])
+def test_the_first_has_a_while_to_say_why_it_ends(monkeypatch, pair, word, least, most):
+    monkeypatch.setattr("compress.distributed.group.LAST_S", 0.3)
+    if word is not None:
+        pair[0].leave_word(word)
+    began = time.monotonic()
+    for group in reversed(pair):
+        group.let_first_end()
+    assert least <= time.monotonic() - began < most
+
+
+def test_memory_that_gives_out_in_one_of_several_ends_them():
+    loop = SimpleNamespace(progress=Progress("prune"))
+    words = "stage prune: out of memory with a batch of 64 images shared out among 3 processes. Lower"
+    with as_current(Group(1, 3)), pytest.raises(ResourceError, match=words):
+        Loop.halve(loop, 64)
+
+
+def test_a_process_that_only_reads_changes_nothing(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    with durable.reading_only():
+        durable.write(kept, "new")
+        durable.append(kept, "more")
+        durable.remove(kept)
+        durable.rename(tmp_path, tmp_path / "other")
+        assert durable.folder(tmp_path / "folder") == tmp_path / "folder"
+        with durable.writing(tmp_path / "file") as file:
+            file.write(b"nothing")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"kept": "as it was"}
+    durable.remove(kept)
+    assert not kept.exists()
 
 
 def test_a_single_process_is_left_as_it_is():

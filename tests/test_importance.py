@@ -16,7 +16,7 @@ from compress.errors import ConfigError, ModelError
 from compress.losses import CrossEntropy
 from compress.pruning.channels import prune_channels
 from compress.pruning.groups import ChannelGroup, channel_groups
-from compress.pruning.importance import IMPORTANCES, importances, lamp
+from compress.pruning.importance import IMPORTANCES, Importance, importances, lamp, written_weights
 from compress.recipe import Training
 from compress.stages import Prune
 from compress.train import Progress, fit
@@ -389,3 +389,37 @@ def test_bn_l1_that_is_not_used_is_not_written_down() -> None:
     assert "bn_l1" not in Prune().model_dump(mode="json")["training"]
     slimming = Training(bn_l1=1e-4)
     assert Training.model_validate(slimming.model_dump(mode="json")) == slimming
+
+
+WRONG = {
+    "too few": (lambda group: torch.ones(3), "a tensor of 32 numbers, none below 0, and gives (3,)"),
+    "a column": (lambda group: torch.ones(group.width, 1), "and gives (32, 1)"),
+    "a list": (lambda group: [1.0] * group.width, "and gives list"),
+    "below 0": (lambda group: -torch.ones(group.width), "and gives negative ones"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_a_measure_of_ones_own_may_not_give(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, sentence = WRONG[wrong]
+    monkeypatch.setitem(IMPORTANCES, "own", Importance("One's own.", scores))
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    with pytest.raises(ConfigError) as caught:
+        prune_channels(net, torch.zeros(1, 3, 8, 8), keep_macs=0.5, importance="own")
+    assert str(caught.value).startswith("importance: 'own' should give 0 ")
+    assert sentence in str(caught.value)
+
+
+def test_a_measure_of_ones_own_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMPORTANCES, "own", Importance("The last.", lambda group: torch.arange(float(group.width))))
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    pruned = prune_channels(net, torch.zeros(1, 3, 8, 8), keep_macs=0.5, importance="own").module
+    assert torch.equal(pruned[0].weight, net[0].weight[16:])  # type: ignore[index]
+
+
+def test_written_weights_are_rows_of_channels() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    groups = channel_groups(net, torch.zeros(1, 3, 8, 8))
+    (written,) = written_weights(next(group for group in groups if group.name == "0"))
+    assert torch.equal(written, net[0].weight.flatten(1))  # type: ignore[union-attr,operator]

@@ -141,6 +141,7 @@ def test_plugin_of_another_kind_of_file(tmp_path: Path) -> None:
     assert refusal(path) == f"plugin {path} failed: ImportError: its name should end in .py; mend or omit it"
 
 
+IMPORTANCE = "should be an Importance(summary, scores) of compress.pruning.importance"
 MEMBER = "class Member(Config):\n    name: ClassVar[str] = 'new'\n"
 CALLED = MEMBER + "    def __call__(self, *_): ...\n"
 UNFIT = [
@@ -150,6 +151,8 @@ UNFIT = [
     (f"{CALLED}LOSSES['new'] = Member", "losses: 'new' lacks needs_teacher"),
     (f"{CALLED}STAGES['new'] = Member", "stages: 'new' lacks training and losses"),
     (f"{CALLED}DATASETS['new'] = Member", "data: 'new' lacks size and channels"),
+    ("IMPORTANCES['new'] = print", f"importances: 'new' {IMPORTANCE}"),
+    ("IMPORTANCES['new'] = type(IMPORTANCES['l2'])('without scores')", f"importances: 'new' {IMPORTANCE}"),
 ]
 
 
@@ -157,7 +160,13 @@ UNFIT = [
 def test_members_that_cannot_be_used(text: str, problem: str, tmp_path: Path) -> None:
     head = "from typing import ClassVar\n" + "".join(
         f"from compress.{module} import {name}\n"
-        for module, name in (("config", "Config"), ("losses", "LOSSES"), ("stages", "STAGES"), ("data", "DATASETS"))
+        for module, name in (
+            ("config", "Config"),
+            ("losses", "LOSSES"),
+            ("stages", "STAGES"),
+            ("data", "DATASETS"),
+            ("pruning.importance", "IMPORTANCES"),
+        )
     )
     load_plugins([written(tmp_path, head + text)])
     with pytest.raises(ConfigError) as caught:

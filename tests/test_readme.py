@@ -60,7 +60,7 @@ def test_every_block_runs(folder: Path, capsys: pytest.CaptureFixture[str], monk
                 done(folder, *words)
     assert ran == [
         "flowers.yaml", "validate", "show", "run", "init", "ls", "doctor", "mine.py", "run", "python", "benchmark",
-        "verify",
+        "verify", "predict",
     ]  # fmt: skip
     names = [row["net"] for row in json.loads((folder / "reports/plain/report.json").read_text())["rows"]]
     assert names == ["teacher", "baseline", "distill", "prune", "quantize"]

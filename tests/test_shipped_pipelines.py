@@ -1,5 +1,6 @@
 """Every pipeline that ships: it is accepted, opens with what one wants to know, and runs with --smoke."""
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ import pytest
 import yaml
 from commandline import done
 from onnx import ModelProto
+from rich.console import Console
 
 from compress.pipeline import parsed, read
-from compress.plan import plan, render
+from compress.plan import plan
+from compress.plan_tree import tree
 from compress.proof import Prover
+from compress.yamlfile import parse_yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "pipelines"
@@ -91,13 +95,15 @@ def test_smoke_run_through_the_command_line(path: Path, tmp_path: Path, monkeypa
 
 def test_show_plans_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    planned = plan(read(ROOT / "pipelines" / "cifar100.yaml"))
+    file = ROOT / "pipelines" / "cifar100.yaml"
+    planned = plan(pipeline := read(file))
     steps = {step.net: step for step in planned.steps}
     assert (steps["teacher"].params, steps["teacher"].macs) == (23_705_252, 1_298_014_208)
     assert (steps["baseline"].params, steps["baseline"].macs) == (812_836, 6_523_648)
     assert steps["prune"].macs <= 0.7 * 6_523_648
     assert planned.seconds is not None
     assert planned.seconds > 3600
-    text = render(planned)
-    assert "45,000 training images of 3×32×32, 100 classes" in text
-    assert "the data are missing" in text
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(tree(planned, pipeline, parse_yaml(file)))
+    assert "45,000 training images of 3×32×32, 100 classes" in console.export_text()
+    assert "the data are missing" in planned.remarks[0]

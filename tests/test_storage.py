@@ -307,7 +307,7 @@ def test_a_file_where_a_run_needs_a_folder(kind: str, name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", run_folder.FILES)
 def test_a_folder_where_a_run_writes_a_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
+    (tmp_path / name).mkdir(parents=True)
     with pytest.raises(ResourceError, match="is a folder where a run writes a file; move it away, or choose another"):
         run_folder.make(tmp_path)
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,19 +16,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
+from commandline import as_it_was
 from injections import ALL, INJECTIONS
 from markdown_it import MarkdownIt
 from page import Page
 from rich.console import Console
-from test_report import FULL, records, row
+from made_reports import FULL, records, row
 from tiny import raw_pipeline
 
 import compress.console as console
 import compress.report.page as page
+from compress import cli
 from compress.catalogue import TABLES, check_members
 from compress.comparing import show
 from compress.config import Config
-from compress.console import Screen, explain, one_line, plain, say, show_rows
+from compress.console import explain, one_line, plain, say, show_rows
 from compress.errors import ConfigError, DataError
 from compress.pipeline import parsed
 from compress.proof import write_predictions
@@ -35,6 +39,7 @@ from compress.report import Curve, Layer, Report, html, markdown, pictures, read
 from compress.report.comparison import compare
 from compress.report.comparison_page import render as render_comparison
 from compress.report.legible import legible
+from compress.showing.screen import Screen
 
 ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 ROWS = 16
@@ -298,13 +303,10 @@ def test_events_are_shown_and_not_obeyed(event: dict[str, Any], live: bool) -> N
         screen = Screen()
         screen.console = Console(file=told, highlight=False, emoji=False, width=20_000)
         screen.live = live
-        if live:
-            screen.progress = screen.progress.__class__(*screen.progress.columns, console=screen.console)
         words = {"TEXT": text, "['TEXT']": [text]}
         screen({key: words.get(str(value), value) for key, value in event.items()})
-        if live and screen.task is not None:
-            told.write("".join(str(each) for each in screen.progress.get_renderables()))
-            screen.console.print(screen.progress.make_tasks_table(screen.progress.tasks))
+        if live:
+            screen.console.print(screen.bars())
         assert not ORDERS.search(told.getvalue()), text
         if not live and event["event"] != "warning":
             assert one_line(text) in told.getvalue()
@@ -334,3 +336,39 @@ def test_rich_takes_no_name_for_markup() -> None:
     for text in ALL:
         shown.print(console.marked(text), soft_wrap=True)
     assert "\x1b" not in told.getvalue()
+
+
+def spoken(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Exit code and all that is printed."""
+    with pytest.MonkeyPatch.context() as patch, as_it_was():
+        patch.setattr(sys, "argv", ["compress", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    out, err = capsys.readouterr()
+    return caught.value.code, out + err
+
+
+NAME = "\x1b[31m\u202ex"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ls", "pipelines"], 0), (["validate", f"{NAME}.yaml"], 0), (["validate", f"{NAME}bad.yaml"], 2),
+        (["show", f"{NAME}.yaml"], 0), (["run", f"--{NAME}"], 2), (["verify", f"{NAME}.onnx"], 4),
+        (["report", NAME], 4), (["compare", NAME], 2), (["benchmark", f"{NAME}.onnx"], 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_verb_prints_orders(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / f"{NAME}.yaml").write_text(f"# {NAME}\nname: x\n")
+    (tmp_path / f"{NAME}.yaml").write_text(yaml.safe_dump(raw_pipeline()))
+    (tmp_path / f"{NAME}bad.yaml").write_text("zzz: 1\n")
+    found, said = spoken(words, capsys)
+    assert found == code
+    assert said
+    assert not ORDERS.search(said)

@@ -183,6 +183,8 @@ def agreeing(group: Group, found: dict) -> None:
     said["broadcast"] = group.broadcast({"a": [1, 0.1, float("inf")], "ü": None} if group.leads else "mine")
     said["empty"] = group.broadcast("" if group.leads else "mine")
     said["first"] = group.first(lambda: {"rank": group.rank, "size": current().size})
+    trace = Path(sys.argv[1]) / "trace"
+    said["in turn"] = group.in_turn(lambda: [trace.exists(), trace.touch()][0])
     for name, error in RAISED.items():
         said[name] = caught(lambda error=error: group.first(lambda: _raise(error)))
     group.same("pruned net", "widths 3 4")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from compress.models.mobilenet_blocks import MobileNetBlocks
 
@@ -69,6 +68,8 @@ class TimeModel:
     @classmethod
     def fitted(cls, networks: Sequence[Sequence[Layer]], milliseconds: Sequence[float]) -> "TimeModel":
         """Prices from networks that were measured, one list of layers and one time each."""
+        from scipy.optimize import nnls  # takes half a second to import, and few commands need it
+
         times = np.array(milliseconds, np.float64)
         work = np.stack([_work(network) for network in networks])
         scale = np.maximum(work.max(0), 1e-12)  # columns of one size, or rounding would decide

@@ -189,8 +189,12 @@ class Preprocessing(Config):
     """
 
     size: Annotated[int, Field(ge=8, le=1024)] = 32
-    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all)] = None
-    std: Annotated[tuple[Deviation, ...] | None, BeforeValidator(one_for_all)] = None
+    mean: Annotated[tuple[Channel, ...] | None, BeforeValidator(one_for_all, Channel | tuple[Channel, ...] | None)] = (
+        None
+    )
+    std: Annotated[
+        tuple[Deviation, ...] | None, BeforeValidator(one_for_all, Deviation | tuple[Deviation, ...] | None)
+    ] = None
     resize: Literal["squash", "crop", "letterbox"] = "squash"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     channels: Literal[1, 3] = 3

@@ -17,6 +17,7 @@ from compress.data.files import Damage, Files, broken, decoded, listed, refuse, 
 from compress.data.pictures import UNREADABLE, reason, require_file, suffixes
 from compress.data.split import Labelled, complete
 from compress.errors import DataError
+from compress.spelling import nearest_file
 
 IN_MEMORY_BYTES = 2**30  # data sets up to this size, at the net's resolution, are decoded once and kept
 SPLITS = {
@@ -85,7 +86,8 @@ def _some(pixels: Tensor, part: np.ndarray) -> Tensor:
 def _layout(root: Path) -> dict[str, Path]:
     """The folder of each split that there is; class folders without splits are all `train`."""
     if not os.path.exists(root):
-        raise MissingData(f"there is no folder {root}; give `path` a folder with train/<class>/<images>.")
+        near = nearest_file(root, folder=True)
+        raise MissingData(f"there is no folder {root}; give `path` a folder with train/<class>/<images>.{near}")
     if not root.is_dir():
         raise DataError(f"{root} is a file; give `path` a folder with train/<class>/<images>.")
     found: dict[str, Path] = {}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from compress.errors import ConfigError, ModelError
 
 ANSWER_S = 300.0  # a process that takes longer over its part of a step is stuck
 LONGEST_PAUSE_S = 0.05
+LAST_S = 5.0  # that the first process has to say why it ends
 CPU = torch.device("cpu")
 
 T = TypeVar("T")
@@ -182,6 +183,25 @@ class Group:
             except RuntimeError:
                 return  # whoever kept the store is gone as well
 
+    def word(self) -> BaseException | None:
+        """What another process said before it ended, as far as there is anything."""
+        for rank in range(self.size):
+            try:
+                if rank != self.rank and self.store.check([_last_words(rank)]):
+                    return rebuilt(json.loads(self.store.get(_last_words(rank))), f"process {rank} of {self.size}: ")
+            except RuntimeError:
+                break  # whoever kept the store is gone as well
+        return None
+
+    def let_first_end(self) -> None:
+        """Wait, before an end by an error, for the first process to end: torchrun stops all once one has ended."""
+        end = time.monotonic() + LAST_S
+        with suppress(RuntimeError):  # it is gone, and the store with it
+            while not self.leads and not self.lost and time.monotonic() < end:
+                if self.store.check([_last_words(0)]):
+                    return
+                time.sleep(LONGEST_PAUSE_S)
+
     def _wait(self, what: str, begin: Callable[[], Any]) -> None:
         """Wait for however long in small pauses: no signal is heard inside a call of the library."""
         with self._together(what):
@@ -197,17 +217,7 @@ class Group:
             yield
         except RuntimeError as error:
             self.lost = True
-            raise self._reason(what, error) from error
-
-    def _reason(self, what: str, error: RuntimeError) -> BaseException:
-        """What another process raised before it ended."""
-        for rank in range(self.size):
-            try:
-                if rank != self.rank and self.store.check([_last_words(rank)]):
-                    return rebuilt(json.loads(self.store.get(_last_words(rank))), f"process {rank} of {self.size}: ")
-            except RuntimeError:
-                break  # whoever kept the store is gone as well
-        return Lost(self.rank, self.size, what, ANSWER_S, error)
+            raise (self.word() or Lost(self.rank, self.size, what, ANSWER_S, error)) from error
 
 
 _current = Group()

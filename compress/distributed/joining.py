@@ -30,15 +30,32 @@ def start(device: torch.device) -> Iterator[Group]:
         return
     with as_current(_joined(launch)) as group:
         try:
-            yield group
-            group.barrier()
-        except BaseException as error:
-            group.leave_word(error)
+            with _leaving(group):
+                yield group
+                group.barrier()
+        except SystemExit:
+            group.let_first_end()
+            word = group.word()
+            if word is None or isinstance(word, SystemExit):
+                raise
+            raise word from None  # torchrun sent the signal because of that
+        except BaseException:
+            group.let_first_end()
             raise
-        finally:
-            if launch.device.type == "cpu" or not group.lost:  # NCCL would wait for those that are gone
-                group.control = None  # what holds on to it keeps the others waiting
-                dist.destroy_process_group()
+
+
+@contextmanager
+def _leaving(group: Group) -> Iterator[None]:
+    """Leave the others in the end, with a word where that is an error."""
+    try:
+        yield
+    except BaseException as error:
+        group.leave_word(error)
+        raise
+    finally:
+        if group.device.type == "cpu" or not group.lost:  # NCCL would wait for those that are gone
+            group.control = None  # what holds on to it keeps the others waiting
+            dist.destroy_process_group()
 
 
 def _joined(launch: Launch) -> Group:

@@ -1,7 +1,7 @@
 """Writing ONNX files.
 
-The package itself can be called: `compress.export(module, example, path)` is the function of `compress.functions`,
-whose name the import system gives to this package as soon as anything in it is imported.
+The package itself can be called: `compress.export(module, example, path)` is `compress.functions.exporting.export`. The
+import system gives the name to this package as soon as anything in it is imported.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 class _CalledAsFunction(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("compress.functions").export(*args, **kwargs)
+        return import_module("compress.functions.exporting").export(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _CalledAsFunction

@@ -18,7 +18,7 @@ from compress.errors import ConfigError, DataError, ModelError
 from compress.net import Net, Spec
 
 LOG = logging.getLogger("compress")
-QUANTIZERS = "quantizers"  # the key of a quantized module's `meta` that says how it rounds
+QUANTIZERS, MADE_FROM = "quantizers", "made_from"  # what a quantized module's `meta` says: how it rounds, of what it is
 NORMALISED = "inputs are float32 (n, C, H, W), normalised as the network was trained"
 
 Kind = TypeVar("Kind", bound=Config)
@@ -41,8 +41,9 @@ def net_of(module: nn.Module, example: Tensor, verb: str) -> tuple[Net, int]:
     require_module(module, verb)
     inputs = require_inputs(example, f"{verb}: example")
     classes = classes_of(module, inputs, verb)
-    kind = create_model(type(module).__name__, __base__=Given)
-    kind.name = type(module).__name__
+    made_from = getattr(module, "meta", {}).get(MADE_FROM, type(module).__name__)
+    kind = create_model(made_from, __base__=Given)
+    kind.name = made_from
     image = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
     spec = Spec(architecture=kind(), classes=classes, image=image)
     if rounds(module):

@@ -12,6 +12,7 @@ from compress.errors import ConfigError, DataError
 from compress.export.targets import OPSET_OF_INT4, TARGETS
 from compress.functions.given import (
     LOG,
+    MADE_FROM,
     QUANTIZERS,
     checked,
     data_of,
@@ -72,7 +73,7 @@ def quantize(
     with torch.random.fork_rng(devices=[]):
         quantized, _ = stage.rounding(net, env, again)
     assert isinstance(quantized.module, fx.GraphModule)
-    quantized.module.meta[QUANTIZERS] = quantized.spec.edits[-1]
+    quantized.module.meta |= {QUANTIZERS: quantized.spec.edits[-1], MADE_FROM: type(module).__name__}
     return quantized.module.eval()
 
 

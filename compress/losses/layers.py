@@ -28,7 +28,7 @@ def _in_a_list(raw: Any) -> Any:
     return (raw,) if isinstance(raw, int | str | dict | Pair) else raw
 
 
-Layers = Annotated[tuple[Where, ...], Field(min_length=1), BeforeValidator(_in_a_list)]
+Layers = Annotated[tuple[Where, ...], Field(min_length=1), BeforeValidator(_in_a_list, Where | tuple[Where, ...])]
 
 
 def key(where: Where) -> str:

@@ -1,4 +1,4 @@
-"""Networks of timm (Wightman 2019, https://github.com/huggingface/pytorch-image-models), where it is installed."""
+"""Networks of timm, where it is installed."""
 
 import warnings
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def _known(model: str) -> str:
 
 
 class Timm(Config):
-    """Any convolutional network of timm, by its name there; its page there cites the paper.
+    """Any convolutional network of timm (Wightman 2019, doi:10.5281/zenodo.4414861), whose page there cites the paper.
 
     Its layers are brought into PyTorch's own forms, under the names that they had, so that `weights` may be timm's
     model.safetensors: batch-norms with an activation inside become the two, and the padding of `tf_` models is worked
@@ -141,7 +141,7 @@ def _take_apart(traced: fx.GraphModule, node: fx.Node, layer: Any) -> None:
     for part in ("drop", "act"):
         each = getattr(layer, part)
         if not isinstance(each, nn.Identity):
-            last = _behind(traced, last, f"{name}.{part}", each)
+            last = _behind(traced, last, f"{name}_{part}", each)
 
 
 def _pad(traced: fx.GraphModule, node: fx.Node, layer: nn.Conv2d, size: tuple[int, int]) -> None:
@@ -158,10 +158,10 @@ def _pad(traced: fx.GraphModule, node: fx.Node, layer: nn.Conv2d, size: tuple[in
     plain.weight, plain.bias = layer.weight, layer.bias
     traced.set_submodule(name, plain.train(layer.training))
     if not even:
-        plain.add_module("pad", nn.ZeroPad2d((left, right, top, bottom)))
+        traced.add_submodule(f"{name}_pad", nn.ZeroPad2d((left, right, top, bottom)))
         source = node.all_input_nodes[0]
         with traced.graph.inserting_before(node):
-            padded = traced.graph.call_module(f"{name}.pad", (source,))
+            padded = traced.graph.call_module(f"{name}_pad", (source,))
         node.replace_input_with(source, padded)
 
 
@@ -172,8 +172,8 @@ def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]
 
 
 def _behind(traced: fx.GraphModule, node: fx.Node, name: str, layer: nn.Module) -> fx.Node:
-    """Put a layer without weights behind another, as a part of it by name."""
-    traced.get_submodule(name.rpartition(".")[0]).add_module(name.rpartition(".")[2], layer)
+    """Put a layer without weights behind another."""
+    traced.add_submodule(name, layer)
     users = list(node.users)
     with traced.graph.inserting_after(node):
         following = traced.graph.call_module(name, (node,))

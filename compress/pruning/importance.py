@@ -80,8 +80,8 @@ def _scored(group: ChannelGroup, importance: str, scores_of: Callable[[ChannelGr
     if scores is None:
         return None
     if not isinstance(scores, Tensor) or scores.shape != (group.width,) or bool((scores < 0).any()):
-        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        given = "negative ones" if given == (group.width,) else given
+        given = str(tuple(scores.shape)) if isinstance(scores, Tensor) else type(scores).__name__
+        given = "negative ones" if given == f"({group.width},)" else given
         raise ConfigError(
             f"importance: {importance!r} should give {group.name} a tensor of {group.width} numbers, none below 0, "
             f"and gives {given}"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import nnls
 
 from compress import durable
 from compress.errors import ConfigError
@@ -84,6 +83,8 @@ def _between(macs: LayerCosts, elements: LayerCosts, measured: Sequence[Sample])
 
 def _least_squares(columns: Sequence[Floats], times: Sequence[float]) -> Floats:
     """Coefficients of at least 0; columns are brought to one scale first, or rounding decides."""
+    from scipy.optimize import nnls  # takes half a second to import, and few commands need it
+
     scale = np.array([max(float(column.max()), 1e-12) for column in columns])
     matrix = np.stack(columns, axis=1) / scale
     found: Floats = nnls(matrix, np.array(times, np.float64))[0] / scale

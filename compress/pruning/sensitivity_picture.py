@@ -5,9 +5,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from compress.pruning.sensitivity_table import Row, ranked
 
 # Text stays text, and the same rows give the same bytes.
@@ -32,6 +29,9 @@ NAMES_A_COLUMN = 26
 
 def drawn(rows: Sequence[Row]) -> str:
     """SVG text; the lines of each panel are coloured and listed from the most sensitive to the least."""
+    import matplotlib  # takes a quarter of a second to import, and few commands need it
+    from matplotlib.figure import Figure
+
     kinds = [kind for kind in PANELS if any(row.kind == kind for row in rows)]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -44,9 +44,11 @@ def drawn(rows: Sequence[Row]) -> str:
 
 
 def _panel(axes: Any, rows: Sequence[Row], kind: str) -> None:
+    from matplotlib import colormaps
+
     names = [name for name, _ in ranked(rows, kind)]
     whole = next(row.accuracy for row in rows if row.kind == "net")
-    colours = matplotlib.colormaps["viridis"]
+    colours = colormaps["viridis"]
     for place, name in enumerate(names):
         line = sorted((row.ratio, row.accuracy) for row in rows if (row.kind, row.name) == (kind, name))
         axes.plot(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import compress.report.labels as labels
 import compress.report.numbers as numbers
 from compress.report.content import Report
+from compress.report.references import published
+from compress.report.timing import machine
 from compress.row import Row
 
 # Mid-tones that keep a contrast of at least 3 to 1 on white and on near-black.
@@ -16,14 +18,21 @@ COLOURS = {
     "stage": "#3278c4",
     "result": "#14916b",
     "alternative": "#c2701c",
+    "other": "#1a8ca0",
+    "reference": "#94791b",
 }
+SYMBOLS = {"alternative": "circle-open", "other": "diamond", "reference": "x-thin"}
 MEANING = {
     "teacher": "teacher",
     "baseline": "baseline",
     "stage": "on the way",
     "result": "result",
     "alternative": "alternative, beside the way",
+    "other": "result of another run",
+    "reference": "published by others",
 }
+MOST_REFERENCES = 6
+Others = Sequence[tuple[str, Report]]  # other runs of the same data, by name
 BEFORE = "#c3cad2"
 CYCLE = ("#3278c4", "#c2701c", "#14916b", "#8a63c4", "#c24a5a", "#74808f", "#1a8ca0", "#94791b")
 
@@ -72,14 +81,36 @@ class Line:
     values: tuple[float, ...]
 
 
-def accuracy_size(report: Report) -> Scatter:
-    """Top-1 of the file against its megabytes."""
-    return _scatter(report, "Accuracy against size", "File size (MB)", lambda row: row.bytes / 1e6)
+def accuracy_size(report: Report, others: Others = ()) -> Scatter:
+    """Top-1 of the file against its megabytes, with what others published where the data set has such."""
+    points = _points(report, others, lambda row: row.bytes / 1e6) + _references(report)
+    return scatter("Accuracy against size", "File size (MB)", points, _texts(points))
 
 
-def accuracy_latency(report: Report) -> Scatter:
-    """Top-1 of the file against its median latency."""
-    return _scatter(report, "Accuracy against latency", "Median latency (ms)", lambda row: row.latency_ms.p50)
+def accuracy_latency(report: Report, others: Others = ()) -> Scatter:
+    """Top-1 of the file against its median latency; of other runs those that were timed in the same way."""
+    timed = [(name, other) for name, other in others if machine(other) == machine(report)]
+    points = _points(report, timed, lambda row: row.latency_ms.p50)
+    return scatter("Accuracy against latency", "Median latency (ms)", points, _texts(points))
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points of this page's own files that none beats in both accuracy and cost, from left to right."""
+    best: list[Point] = []
+    for point in sorted((p for p in points if p.role != "reference"), key=lambda p: (p.x, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best
+
+
+def pruned(report: Report) -> bool:
+    """Whether any layer has fewer channels than it was given."""
+    return any(layer.before != layer.after for layer in report.layers)
+
+
+def exponents(ends: tuple[float, float]) -> list[float]:
+    """A range as plotly wants it on a logarithmic axis."""
+    return [math.log10(end) for end in ends]
 
 
 def lines(report: Report, key: str) -> tuple[Line, ...]:
@@ -97,10 +128,28 @@ def lines(report: Report, key: str) -> tuple[Line, ...]:
     return tuple(found)
 
 
-def _scatter(report: Report, title: str, x_title: str, x_of: Callable[[Row], float]) -> Scatter:
-    rows = (*report.rows, *report.alternatives)
-    points = tuple(_point(report, row, x_of(row)) for row in rows)
-    return scatter(title, x_title, points, [labels.shortened(point.name) for point in points])
+def _points(report: Report, others: Others, x_of: Callable[[Row], float]) -> tuple[Point, ...]:
+    own = [_point(report.role(row), row.net, row, x_of(row)) for row in (*report.rows, *report.alternatives)]
+    return *own, *(_point("other", name, other.result, x_of(other.result)) for name, other in others)
+
+
+def _references(report: Report) -> tuple[Point, ...]:
+    """The published nets that are nearest to the result in size: more would hide it."""
+    if report.verdict == "untrained":
+        return ()
+    size = report.result.bytes
+    near = sorted(published(report.data), key=lambda each: abs(math.log(each.bytes / size)))[:MOST_REFERENCES]
+    return tuple(
+        Point(
+            "reference", each.name, each.bytes / 1e6, each.top1, each.top1, each.top1,
+            (f"{each.top1:.2f} %", numbers.scaled(each.bytes, "B"), each.source),
+        )
+        for each in near
+    )  # fmt: skip
+
+
+def _texts(points: Sequence[Point]) -> list[str]:
+    return [labels.shortened(point.name) for point in points]
 
 
 def scatter(title: str, x_title: str, points: tuple[Point, ...], texts: Sequence[str]) -> Scatter:
@@ -112,7 +161,7 @@ def scatter(title: str, x_title: str, points: tuple[Point, ...], texts: Sequence
     return Scatter(title, x_title, points, x_range, y_range, log_ticks(*x_range), tuple(offsets))
 
 
-def _point(report: Report, row: Row, x: float) -> Point:
+def _point(role: str, name: str, row: Row, x: float) -> Point:
     # The interval was computed around PyTorch's accuracy; its width serves for the file's, which is drawn.
     y = row.top1_onnx
     details = (
@@ -122,7 +171,7 @@ def _point(report: Report, row: Row, x: float) -> Point:
         f"{numbers.scaled(row.macs)} MACs",
     )
     low, high = max(0.0, y + row.top1_low - row.top1), min(100.0, y + row.top1_high - row.top1)
-    return Point(report.role(row), row.net, max(x, 1e-6), y, min(low, y), max(high, y), details)
+    return Point(role, name, max(x, 1e-6), y, min(low, y), max(high, y), details)
 
 
 def _wide(values: Sequence[float]) -> tuple[float, float]:

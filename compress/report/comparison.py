@@ -10,6 +10,7 @@ import yaml
 
 from compress.measure.accuracy import wilson
 from compress.report.content import Report, Verdict
+from compress.report.timing import machine
 from compress.report.wording import SLOWER
 from compress.row import Row
 
@@ -121,15 +122,6 @@ def front(
 def data_of(report: Report) -> str:
     """The fingerprint of the images that a run was trained and tested on."""
     return str(report.environment.get("data_fingerprint") or "unknown")
-
-
-def machine(report: Report) -> str:
-    """What latencies must have in common to be compared: the processor, the threads, the images a run."""
-    known = report.environment
-    row = report.result
-    batch = round(row.throughput * row.latency_ms.p50 / 1000)
-    threads = known.get("threads", "?")
-    return f"{known.get('cpu') or 'unknown CPU'}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
 
 
 def _usual(values: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ import compress.report.labels as labels
 import compress.report.numbers as numbers
 import compress.report.page as page
 import compress.report.plots as plots
+from compress.report.axes import Figure
 from compress.report.comparison import Comparison, Entry, Run
-from compress.report.plots import Figure
 from compress.report.tables import Cells, Table
 
 TEMPLATE = "comparison.html.j2"

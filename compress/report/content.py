@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from compress.measure.confusion import Changes
 from compress.report.device import Device
-from compress.row import Row
+from compress.report.layers import Layer, LeftFloat, Rounding
+from compress.row import Control, Distribution, Row
 
 Verdict = Literal["pass", "fail", "untrained"]
 
@@ -21,15 +23,6 @@ class Limit:
     value: int | float
     measured: int | float
     ok: bool
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Output channels of one convolution before and after pruning."""
-
-    name: str
-    before: int
-    after: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +82,9 @@ class Report:
     `baseline` and `teacher` name rows by their `net`, of several teachers the best.
     `environment` and `data` hold the keys of report.json; of `data` the keys `name`, `classes`,
     `class_names`, `sizes` (images of each split) and `image` (channels, height, width) are known by name.
+    `layers` are the result's, in the order of the net; `rounding` (in the order in which data pass) and `left_float`
+    are those of the last int8 file. `changes` sets the baseline's file against the result's; `timings` has each
+    file's spread of latency, and `control` what one file differs from itself by.
     `warnings` are shown first, `notes` last; `command` runs the same thing again.
 
     Raises ValueError where `rows` is empty or `baseline` or `teacher` names none of them.
@@ -104,6 +100,11 @@ class Report:
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
     layers: tuple[Layer, ...] = ()
+    rounding: tuple[Rounding, ...] = ()
+    left_float: tuple[LeftFloat, ...] = ()
+    changes: Changes | None = None
+    timings: tuple[Distribution, ...] = ()
+    control: Control | None = None
     curves: tuple[Curve, ...] = ()
     robustness: tuple[UnderCorruption, ...] = ()
     seeds: tuple[OverSeeds, ...] = ()

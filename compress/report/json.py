@@ -13,6 +13,7 @@ from compress.config import described
 from compress.errors import ArtifactError
 from compress.report.content import Report
 from compress.report.legible import legible
+from compress.spelling import nearest_file
 
 FILE = "report.json"
 
@@ -33,7 +34,7 @@ def read(folder: Path) -> Report:
     try:
         return legible(TypeAdapter(Report).validate_json(path.read_bytes()))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist. Give the folder of a finished run.") from None
+        raise ArtifactError(f"{path} does not exist. {_why_missing(folder)}") from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
@@ -42,6 +43,17 @@ def read(folder: Path) -> Report:
         raise ArtifactError(
             f"{path} is damaged or no report: {first}{more}. Run the pipeline again; what is done is kept."
         ) from None
+
+
+def _why_missing(folder: Path) -> str:
+    stages = sorted(each.parent.name for each in folder.glob("stages/*/stage.json"))
+    if stages:
+        done = f"finished {', '.join(stages)} and no report"
+        return f"The run there {done}: run the pipeline again, what is done is kept."
+    if (folder / "stages").is_dir():
+        return "The run there has not finished a stage: run the pipeline again."
+    near = "" if folder.is_dir() else nearest_file(folder, folder=True)
+    return f"Give the folder of a finished run.{near}"
 
 
 def _finite(value: Any) -> Any:

@@ -17,9 +17,9 @@ Obstacles = dict[int, list[Box]]
 NEAR = 16
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = LONGEST) -> str:
     """A name short enough to stand in a picture."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def touches(offset: Offset) -> bool:

@@ -10,7 +10,10 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 import compress.report.charts as charts
 import compress.report.labels as labels
+from compress.report.bars import shown_layers
 from compress.report.content import Report
+from compress.report.layers import Layer
+from compress.report.waterfall import COLOURS, Waterfall, waterfalls
 
 LONGEST = 48  # letters of a layer's or a stage's name
 INK, RULE = "#27303b", "#e3e7ec"
@@ -39,7 +42,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def render(report: Report) -> dict[str, str]:
+def render(report: Report, others: charts.Others = ()) -> dict[str, str]:
     """SVG text by file name; pictures with nothing to show are left out."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The reader's fonts draw the text; what matplotlib's own font lacks does not matter.
@@ -47,11 +50,13 @@ def render(report: Report) -> dict[str, str]:
         # So many or so long names that no room is left for the plot: the table has them all.
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         found = {
-            "accuracy-size.svg": _scatter(charts.accuracy_size(report)),
-            "accuracy-latency.svg": _scatter(charts.accuracy_latency(report)),
+            "accuracy-size.svg": _scatter(charts.accuracy_size(report, others)),
+            "accuracy-latency.svg": _scatter(charts.accuracy_latency(report, others)),
         }
-        if report.layers:
-            found["channels.svg"] = _channels(report)
+        if falls := waterfalls(report):
+            found["waterfall.svg"] = _waterfalls(falls)
+        if charts.pruned(report):
+            found["channels.svg"] = _channels(shown_layers(report))
         if any(charts.lines(report, key) for key in ("loss", "accuracy", "val_accuracy")):
             found["curves.svg"] = _curves(report)
         return {name: _svg(figure) for name, figure in found.items()}
@@ -67,13 +72,14 @@ def _scatter(scatter: charts.Scatter) -> Figure:
     axes.set(title=scatter.title, xlabel=scatter.x_title, ylabel="Top-1 of the file (%)")
     axes.set_xticks(scatter.ticks, [f"{tick:g}" for tick in scatter.ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    way = [point for point in scatter.points if point.role not in ("teacher", "alternative")]
-    axes.plot([p.x for p in way], [p.y for p in way], ":", color=charts.COLOURS["baseline"], linewidth=1)
+    front = charts.front(scatter.points)
+    line: dict[str, Any] = {"drawstyle": "steps-post", "color": charts.COLOURS["baseline"], "linewidth": 1}
+    axes.plot([p.x for p in front], [p.y for p in front], ":", label="Pareto front", **line)
     shown: set[str] = set()
     for point, offset in zip(scatter.points, scatter.offsets, strict=True):
         _point(axes, point, offset, meaning=None if point.role in shown else charts.MEANING[point.role])
         shown.add(point.role)
-    figure.legend(loc="lower center", ncols=5, fontsize=9, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(loc="lower center", ncols=4, fontsize=9, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 
@@ -82,7 +88,8 @@ def _point(axes: Any, point: charts.Point, offset: labels.Offset, meaning: str |
     axes.vlines(point.x, point.low, point.high, colors=colour, alpha=0.45, linewidth=1.5)
     face = "white" if point.role == "alternative" else colour
     style = {"color": colour, "markerfacecolor": face, "markersize": 8, "zorder": 3}
-    axes.plot(point.x, point.y, "o", label=meaning, **style)
+    shape = {"other": "D", "reference": "x"}.get(point.role, "o")
+    axes.plot(point.x, point.y, shape, label=meaning, **style)
     line = {"arrowstyle": "-", "color": charts.COLOURS["baseline"], "shrinkB": 6}
     axes.annotate(
         labels.shortened(point.name),
@@ -96,16 +103,43 @@ def _point(axes: Any, point: charts.Point, offset: labels.Offset, meaning: str |
     )
 
 
-def _channels(report: Report) -> Figure:
-    count = len(report.layers)
+def _waterfalls(falls: tuple[Waterfall, ...]) -> Figure:
+    # All sizes are known, so nothing has to be laid out: pixels at 72 dpi.
+    width, plot_width, left = 720, 200, 125
+    steps, rows = len(falls[0].steps), -(-len(falls) // 2)
+    plot_height = 24 * steps
+    height = rows * (plot_height + 84)
+    figure = Figure(figsize=(width / 72, height / 72))
+    for i, fall in enumerate(falls):
+        x, y = left + (i % 2) * width // 2, height - (i // 2 + 1) * (plot_height + 84) + 50
+        axes = figure.add_axes((x / width, y / height, plot_width / width, plot_height / height))
+        axes.set(title=fall.title, xlabel=fall.x_title, xlim=fall.x_range, ylim=(steps - 0.4, -0.6))
+        axes.set_yticks(range(steps), [labels.shortened(step.name) for step in fall.steps])
+        axes.grid(visible=False, axis="y")
+        axes.locator_params(axis="x", nbins=4)
+        _steps(axes, fall)
+    return figure
+
+
+def _steps(axes: Any, fall: Waterfall) -> None:
+    for i, step in enumerate(fall.steps):
+        low, high = sorted((step.start, step.end))
+        axes.barh(i, high - low, left=low, height=0.62, color=COLOURS[step.kind])
+        inside = step.kind != "total" and low > sum(fall.x_range) / 2
+        place = {"xytext": (-5 if inside else 5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        axes.annotate(step.text, (low if inside else high, i), ha="right" if inside else "left", **place)
+
+
+def _channels(layers: tuple[Layer, ...]) -> Figure:
+    count = len(layers)
     height = 80 + 13 * max(4, count)
     figure = Figure(figsize=(8, height / 72), layout="constrained")
     axes = figure.subplots()
     positions = range(count)
-    before, after = [layer.before for layer in report.layers], [layer.after for layer in report.layers]
+    before, after = [layer.before for layer in layers], [layer.after for layer in layers]
     axes.barh(positions, before, height=0.8, color=charts.BEFORE, label="before")
     axes.barh(positions, after, height=0.44, color=charts.COLOURS["stage"], label="after")
-    axes.set_yticks(positions, [_short(layer.name) for layer in report.layers], fontsize=8)
+    axes.set_yticks(positions, [_short(layer.name) for layer in layers], fontsize=8)
     axes.set_ylim(max(4, count) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="Output channels")

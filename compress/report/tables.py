@@ -91,17 +91,36 @@ def figures(row: Row) -> Cells:
 
 
 def layers(report: Report) -> Table:
-    """Output channels of each convolution before and after pruning."""
-    body = tuple(
-        (
-            layer.name,
-            numbers.count(layer.before),
-            numbers.count(layer.after),
-            f"{100 * layer.after / layer.before:.0f} %" if layer.before else numbers.MISSING,
-        )
-        for layer in report.layers
-    )
-    return Table("Output channels of every convolution", ("Layer", "Before", "After", "Kept"), body)
+    """Channels of each layer before and after pruning, its share of the work, and what cutting it cost."""
+    total = sum(layer.macs or 0 for layer in report.layers)
+    with_macs = any(layer.macs_before for layer in report.layers)
+    with_loss = any(layer.sensitivity is not None for layer in report.layers)
+    head: Cells = ("Layer", "Before", "After", "Kept")
+    head += ("MACs before", "MACs after", "Share of all") if with_macs else ()
+    head += ("Lost when cut",) if with_loss else ()
+    body = []
+    for layer in report.layers:
+        cells: Cells = (layer.name, numbers.count(layer.before), numbers.count(layer.after))
+        cells += (f"{100 * layer.after / layer.before:.0f} %" if layer.before else numbers.MISSING,)
+        if with_macs:
+            share = f"{100 * (layer.macs or 0) / total:.1f} %" if total else numbers.MISSING
+            cells += (numbers.scaled(layer.macs_before), numbers.scaled(layer.macs), share)
+        if with_loss:
+            cells += (numbers.MISSING if layer.sensitivity is None else f"{layer.sensitivity:.1f} points",)
+        body.append(cells)
+    return Table("Output channels of every layer, and its work", head, tuple(body))
+
+
+def rounding(report: Report) -> Table:
+    """Signal-to-noise behind each quantizer, in the order in which data pass."""
+    body = tuple((each.layer, f"{each.db:.1f} dB") for each in report.rounding)
+    return Table("What rounding leaves of the values behind each layer", ("Behind", "Signal to noise"), body)
+
+
+def left_float(report: Report) -> Table:
+    """What an int8 file computes in float, and why."""
+    body = tuple((each.name, each.operator, each.reason) for each in report.left_float)
+    return Table("What ONNX Runtime computes in float", ("Name", "Operator", "Why"), body)
 
 
 def curves(report: Report) -> Table:

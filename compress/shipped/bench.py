@@ -165,11 +165,12 @@ class Reference:
         if not os.path.exists(path):
             return
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with open(path, "rb") as file:
+                found = np.load(file, allow_pickle=False)
                 self.arrays = {key: found[key] for key in found.files}
             about = json.loads(str(self.arrays.pop("about")))
             self.source, self.files = str(about["inputs"]), dict(about["files"])
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise Wrong(f"{path} is damaged ({error}); copy the folder again") from None
 
     def verdict(self, name: str, digest: str, session: Any) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Distill(Config):
     newer: ClassVar[tuple[str, ...]] = ("blend", "targets", "views", "phases")
     losses: Losses = DEFAULT_LOSSES
     training: Training = Training()
-    blend: Annotated[Blend, PlainValidator(_blended), PlainSerializer(_written)] = "mean"
+    blend: Annotated[
+        Blend, PlainValidator(_blended, Literal["mean", "confidence"] | tuple[float, ...]), PlainSerializer(_written)
+    ] = "mean"
     targets: Literal["auto", "online", "cached"] = "auto"
     views: Annotated[int, Field(ge=1, le=4096)] | None = None
     phases: tuple[Phase, ...] = ()
