@@ -18,9 +18,9 @@ import pytest
 import torch
 import yaml
 from commandline import as_it_was
+from made_reports import FULL
 from rich.cells import cell_len
 from rich.console import Console
-from made_reports import FULL
 from tiny import tiny_pipeline
 
 from compress import cli, completing

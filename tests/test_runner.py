@@ -23,7 +23,7 @@ from compress.conclusion import Conclusion, Outcome
 from compress.durable import lines
 from compress.errors import BusyError, ConfigError, ModelError, ResourceError
 from compress.pipeline import parse_yaml, parsed
-from compress.row import Latency
+from compress.row import Control, Latency
 from compress.runner import run
 
 STAGES = ["teacher", "baseline", "distill", "prune", "quantize"]
@@ -320,8 +320,9 @@ def test_few_calibration_images_are_a_warning(tmp_path: Path) -> None:
 def test_an_int8_file_that_is_not_faster_is_said_with_the_cause(
     whole: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(self: Conclusion, proofs: Any) -> dict[str, Latency]:
-        return {name: Latency(*3 * [3.0 if "quantize" in name else 2.4]) for name in proofs}
+    def timed(self: Conclusion, proofs: Any, again: str) -> tuple[dict[str, Latency], tuple[()], Control]:
+        found = {name: Latency(*3 * [3.0 if "quantize" in name else 2.4]) for name in proofs}
+        return found, (), Control(again, 1.0, 0.0)
 
     monkeypatch.setattr(Conclusion, "timed", timed)
     folder = Path(shutil.copytree(whole.folder, tmp_path / "slow"))

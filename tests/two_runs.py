@@ -10,7 +10,6 @@ it printed, and NAME-RANK.jsonl, its rows of each batch; and ended.json, how eac
 import functools
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from unittest.mock import patch
 import torch
 from tiny import Tiny
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from compress import cli
 from compress.conclusion import Conclusion, Outcome
@@ -86,7 +86,7 @@ def forked(folder: Path, run: dict[str, Any], rank: int, port: int) -> int:
     place = folder / f"{run['name']}-{rank}"
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     Watched.log, Watched.signals = place.with_suffix(".jsonl"), run["signals"][rank]
     if "fails" in run:
@@ -107,10 +107,10 @@ def forked(folder: Path, run: dict[str, Any], rank: int, port: int) -> int:
 
 def made(folder: Path, run: dict[str, Any]) -> list[list[float]]:
     """The exit code and the time of the end of each process of a run."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    # As torchrun does, which outlives the processes that it starts.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with locked(folder / run["held"]) if "held" in run else nullcontext():
-        processes = [forked(folder, run, rank, port) for rank in range(PROCESSES)]
+        processes = [forked(folder, run, rank, store.port) for rank in range(PROCESSES)]
         ended: dict[int, list[float]] = {}
         while len(ended) < PROCESSES:
             pid, status = os.wait()
