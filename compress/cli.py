@@ -260,11 +260,14 @@ def report(
         list[Path],
         typer.Option("--device", metavar="FILE.json", help="Put in what models/bench.py measured there; repeatable."),
     ] = [],  # noqa: B006
+    beside: Annotated[
+        list[Path], typer.Option("--with", metavar="RUN", help="Draw another run's result beside it; repeatable.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Write the report again from a run folder, with figures of devices where given."""
     from compress.devices import report_again
 
-    report_again(folder, device)
+    report_again(folder, device, beside)
     _say(f"report: {folder / 'report.html'}")
 
 

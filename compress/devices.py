@@ -90,9 +90,10 @@ class Measured(Part):
     control: Control | None = None
 
 
-def report_again(folder: Path, devices: Sequence[Path] = ()) -> Report:
+def report_again(folder: Path, devices: Sequence[Path] = (), beside: Sequence[Path] = ()) -> Report:
     """Write a run's report again, with the figures of these devices in it; of two of one name the later one stays.
 
+    The results of the run folders `beside` are drawn beside it; ConfigError for one of other images.
     Raises ArtifactError where the folder has no report or a damaged one, a file is not what bench.py writes, or its
     figures are of other files than the run's; ResourceError where the folder cannot be written.
     """
@@ -101,7 +102,7 @@ def report_again(folder: Path, devices: Sequence[Path] = ()) -> Report:
     found = {device.name: device for device in report.devices}
     found |= {device.name: device for device in (on_device(path, folder, report) for path in devices)}
     report = replace(report, devices=tuple(found.values()))
-    write(report, folder)
+    write(report, folder, {str(each): read(each) for each in beside})
     run_folder.seal(folder, REPORT_FILES)
     return report
 
