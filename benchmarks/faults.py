@@ -2,7 +2,8 @@
 
 Parts, each with its lines: `kills` (runs that are killed and taken up again), `corruptions` (damaged files and
 checkpoints), `disk` (a disk that is full at every write), `pipelines` (generated bad pipelines), `strangers` (malicious
-files, names and texts) and `overhead` (what checkpoints cost). Prints a table against the bounds, writes
+files), `checks` (names that are orders, several processes, no network: files of tests) and `overhead` (what checkpoints
+cost). Prints a table against the bounds, writes
 benchmarks/faults.json and the table of docs/reliability.md, and exits 1 if a bound is missed.
 
     python benchmarks/faults.py [--only PART] [--quick]
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from faults_checks import check_lines
 from faults_child import ROOT
 from faults_corruptions import corruption_lines
 from faults_kills import kill_lines
@@ -32,6 +34,7 @@ PARTS = {
     "disk": disk_lines,
     "corruptions": corruption_lines,
     "kills": kill_lines,
+    "checks": check_lines,
 }
 MARK = "<!-- measured -->"
 
