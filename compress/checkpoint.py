@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from compress import durable
@@ -25,6 +26,11 @@ from compress.errors import ResourceError
 
 EVERY_S = 60.0
 KEPT = 2
+UNNAMED = "next.safetensors"
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 DIGITS = 32  # of the SHA-256, in the name
 NAME = re.compile(r"(\d{4})-(\d{9}|done)-([0-9a-f]{32})\.safetensors")
 
@@ -144,9 +150,11 @@ class Keeper:
         if self.store.folder is None or not current().leads:
             return
         known = {**facts, "seconds": self.store.seconds}
-        content = save(_separate(tensors), {"facts": json.dumps(known)})
-        name = f"{self.number:04d}-{step}-{hashlib.sha256(content).hexdigest()[:DIGITS]}.safetensors"
-        durable.write(self.store.folder / name, content)
+        # Its name is known when all is written; until it has that, nothing takes it for a checkpoint.
+        unnamed = self.store.folder / UNNAMED
+        digest = _stream(unnamed, tensors, {"facts": json.dumps(known)})
+        path = self.store.folder / f"{self.number:04d}-{step}-{digest[:DIGITS]}.safetensors"
+        durable.rename_file(unnamed, path)
         self.last = time.perf_counter()
 
     def _read(self, path: Path) -> Checkpoint | None:
@@ -171,14 +179,27 @@ def _facts(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, in the order of their indices, each in memory of its own."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        if value.data_ptr() in seen:
-            value = value.clone()
-        seen.add(value.data_ptr())
-        found[name] = value
-    return found
+def _stream(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file tensor by tensor, so that memory holds one at a time; gives its SHA-256.
+
+    The format: the header's length in 8 bytes, the header as JSON, then the tensors, wider types first.
+    """
+    ordered = sorted(tensors.items(), key=lambda each: (-each[1].element_size(), each[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, value in ordered:
+        begin, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with durable.writing(path, 8 + len(text) + end) as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            digest.update(part)
+        for _, value in ordered:
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            content = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+            file.write(content)
+            digest.update(content)
+    return digest.hexdigest()

@@ -147,6 +147,17 @@ def remove(path: Path) -> None:
         raise cannot_write(path, error, None) from error
 
 
+def rename_file(path: Path, name: Path) -> None:
+    """Give a file of `writing` another name in its folder, for good. Raises ResourceError."""
+    if _reading_only:
+        return
+    try:
+        os.replace(path, name)
+        settle(name.parent)
+    except OSError as error:
+        raise cannot_write(name, error, None) from error
+
+
 def rename(unfinished: Path, folder: Path) -> None:
     """Give a folder its name, in place of an older one, once all that is in it is on disk. Raises ResourceError."""
     if _reading_only:

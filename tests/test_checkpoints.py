@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import Tiny, tiny_pipeline
 
-from compress import durable
+from compress import checkpoint, durable
 from compress.checkpoint import Checkpoints, Keeper
 from compress.errors import ResourceError, TrainingError
 from compress.loop import Loop, Progress
@@ -177,6 +177,20 @@ def test_a_finished_training_keeps_its_result_alone(tmp_path):
     Checkpoints(tmp_path, 0).next().finish(*toy(5))
     assert [path.name[:9] for path in files(tmp_path)] == ["0000-done"]
     assert found(tmp_path) == 5
+
+
+def test_tensors_of_every_kind_come_back_as_they_were(tmp_path):
+    some = torch.arange(-6, 6)
+    given = {str(kind): some.to(kind).reshape(3, 4) for kind in checkpoint.TYPES}
+    given |= {"none": torch.zeros(0, 3), "number": torch.tensor(7), "slice": torch.arange(9.0)[::2], "again": some}
+    given |= {"channels last": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), "shared": some}
+    Checkpoints(tmp_path, 0).next().save(1, given, {"made_of": "this"})
+    found = Checkpoints(tmp_path, 0).next().find("this")
+    assert found is not None
+    assert found.tensors.keys() == given.keys()
+    for name, value in given.items():
+        assert found.tensors[name].dtype == value.dtype
+        assert torch.equal(found.tensors[name], value)
 
 
 def flipped(path: Path, at: int) -> None:
