@@ -196,7 +196,7 @@ def test_fewer_seeds_later_leave_no_stale_file(plain: Outcome, copy: Path) -> No
     assert (made(copy), outcome.report.seeds) == ([], ())
     models = {path for path in hashes(copy) if path.startswith(("models", "predictions"))}
     assert models == {path for path in hashes(plain.folder) if path.startswith(("models", "predictions"))}
-    assert "seeds" not in (copy / "report.md").read_text()
+    assert "Over several seeds" not in (copy / "report.md").read_text()
 
 
 def test_a_student_that_is_not_distilled_first_starts_from_its_own_baseline(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_the_report_keeps_its_section_when_it_is_written_again(several: Outcome,
     write(read(tmp_path), tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in first} == first
     for name in ("report.html", "report.md"):
-        text = first[name].decode()
+        text = first[name].decode().replace("\u00a0", " ")
         assert "Over several seeds" in text
         assert f"{mean} ± {error}" in text
         assert wording.over_seeds(report)[0] in text
