@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from compress.data.base import Data
 from compress.edits.graph import evaluating
 from compress.edits.macs import count_positions
 from compress.errors import ExportError
+from compress.export.scheme import widths
 from compress.kept import Finished
 from compress.measure.confusion import Changes, changes, read_predictions
 from compress.measure.coverage import coverage
@@ -31,8 +31,8 @@ def layers_of(net: Net, lost: Mapping[str, float]) -> tuple[Layer, ...]:
     `lost` has what cutting each cost, in points.
     """
     dense = build(net.spec.model_copy(update={"edits": ()}))
-    channels_before, macs_before = _channels(dense.module), _macs(dense)
-    channels, macs = _channels(net.module), _macs(net)
+    channels_before, macs_before = widths(dense.module), _macs(dense)
+    channels, macs = widths(net.module), _macs(net)
     return tuple(
         Layer(name, channels_before.get(name, 0), now, macs_before.get(name, 0), macs.get(name, 0), lost.get(name))
         for name, now in channels.items()
@@ -87,16 +87,6 @@ def changed_predictions(out: Path, before: Row, after: Row, data: Data) -> Chang
     pictures = data.test.images[chosen] if len(chosen) else ()
     shown = (replace(each, png=thumbnail(image)) for each, image in zip(found.examples, pictures, strict=True))
     return replace(found, examples=tuple(shown))
-
-
-def _channels(module: nn.Module) -> dict[str, int]:
-    found = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            found[name] = layer.out_channels
-        elif isinstance(layer, nn.Linear):
-            found[name] = layer.out_features
-    return found
 
 
 def _macs(net: Net) -> dict[str, int]:

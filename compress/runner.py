@@ -28,7 +28,7 @@ from compress.proof import Prover
 from compress.repeats import name_of_repeat
 from compress.report import read, write
 from compress.smoke import few_images, for_smoke
-from compress.sources import load
+from compress.sources import Sources, load
 
 
 def run(
@@ -65,13 +65,7 @@ def run(
             tell({"event": "taken over", **asdict(dead)})
         damaged = group.first(partial(run_folder.damaged, out))
         warnings = [*remarks(damaged)]
-        if smoke:
-            pipeline = for_smoke(pipeline, warnings)
-        # In turn: what the first process has to fetch the others find.
-        sources = group.in_turn(partial(few_images, pipeline, warnings) if smoke else partial(load, pipeline))
-        group.same("pipeline", pipeline.key)
-        group.same("data set", sources.data.fingerprint)
-        warnings += sources.data.warnings
+        pipeline, sources = loaded(pipeline, warnings, smoke=smoke)
         for warning in warnings:
             tell({"event": "warning", "text": warning})
         warn = partial(warning_of, warnings, tell)
@@ -93,6 +87,18 @@ def run(
             notes.append(f"{group.size} processes trained together; another number of them gives other last digits")
         conclusion = Conclusion(pipeline, sources, out, prover, tell, not smoke, command, warnings, notes, group.size)
         return concluded(conclusion, trail, again)
+
+
+def loaded(pipeline: Pipeline, warnings: list[str], *, smoke: bool) -> tuple[Pipeline, Sources]:
+    """The pipeline as it is to run, and its images; `warnings` gathers what there is to say of both."""
+    if smoke:
+        pipeline = for_smoke(pipeline, warnings)
+    # In turn: what the first process has to fetch the others find.
+    sources = current().in_turn(partial(few_images, pipeline, warnings) if smoke else partial(load, pipeline))
+    current().same("pipeline", pipeline.key)
+    current().same("data set", sources.data.fingerprint)
+    warnings += sources.data.warnings
+    return pipeline, sources
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def _generator(collected: _Collected) -> type[GenerateJsonSchema]:
 
     class Generator(GenerateJsonSchema):
         def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
+            """What a value may be that one of our validators alone reads."""
             function = schema["function"]["function"]
             owner = getattr(function, "__self__", None)
             if isinstance(owner, OneOf):

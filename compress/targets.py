@@ -107,6 +107,7 @@ def compute(
     kept = _drawn(layout, augment.views(kind, mirror, size) or 1, seed) if layout.partial else None
 
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        """The records of each batch of views as they are stored, with the largest |logit| in them."""
         for index in torch.split(torch.arange(layout.records), batch):
             rows, which = index // layout.views, index % layout.views
             if kept is not None:

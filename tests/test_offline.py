@@ -216,7 +216,9 @@ def test_no_stage_looks_at_the_test_images(
     data, net, teacher = sealed
     pipeline: Pipeline = tiny_pipeline(stages=[stage])
     env = Env(data=data, teachers=(teacher,), device=torch.device("cpu"), seed=0, stage="stage", out=tmp_path)
-    pipeline.stages[0](net, env)
+    found = pipeline.stages[0](net, env)  # a look at a sealed image raises
+    assert found.spec.classes == data.classes
+    assert not found.module.training
 
 
 @pytest.mark.parametrize("value", ["test", {"split": "test"}, [0, 1], True])

@@ -45,6 +45,7 @@ def once(term: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Group, count: int) -> Tensor:
+        """The rows of all processes."""
         ctx.own = group.rows(count)
         # In the layout that it has: in a single process the losses would be computed in that.
         channels_last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)

@@ -96,6 +96,7 @@ class _WholeBatch(TorchFunctionMode):
         """As one of PyTorch's dropouts, with this process's part of the mask for all rows."""
 
         def dropped(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            """The input with the mask of its rows."""
             if not training or not p or len(input) != self.own.stop - self.own.start:
                 return function(input, p, training, inplace)
             # Numbers are drawn in the order in which the tensor lies in memory.
@@ -115,6 +116,7 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
     ) -> tuple[Tensor, ...]:
+        """The rows of this process, normalised, and what they were normalised by."""
         exact = x.double() if x.dtype == torch.float64 else x.float()
         mean, variance, size = _moments(exact, group)
         deviation = (variance + eps).rsqrt()

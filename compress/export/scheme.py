@@ -41,10 +41,10 @@ def scheme(net: Net, target: str) -> str:
 
 def own_widths(net: Net) -> list[str]:
     """The layers whose number of output channels is no multiple of 8 and is the architecture's own, not pruning's."""
-    odd = {name: width for name, width in _widths(net.module).items() if width % ALIGNMENT}
+    odd = {name: width for name, width in widths(net.module).items() if width % ALIGNMENT}
     if not any(isinstance(edit, Channels | Factorized) for edit in net.spec.edits):
         return sorted(odd)
-    whole = _widths(build(net.spec.model_copy(update={"edits": ()})).module)
+    whole = widths(build(net.spec.model_copy(update={"edits": ()})).module)
     for edit in net.spec.edits:
         for path in edit.ranks if isinstance(edit, Factorized) else ():
             # Of the two layers in its place the second has the outputs, and the first a rank that was chosen.
@@ -52,7 +52,8 @@ def own_widths(net: Net) -> list[str]:
     return sorted(name for name, width in odd.items() if whole.get(name, width) == width)
 
 
-def _widths(module: nn.Module) -> dict[str, int]:
+def widths(module: nn.Module) -> dict[str, int]:
+    """Output channels of every convolution and linear layer, by name."""
     found = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):

@@ -130,6 +130,7 @@ def timing(choices: Choices, net: Net, env: Env) -> Measure:
     """Milliseconds of candidates' final files, all taking turns; their weights are random."""
 
     def measure(candidates: Sequence[Rungs]) -> list[float]:
+        """Milliseconds of each, in order."""
         env.emit({"event": "measuring", "files": len(candidates)})
         nets = {}
         for i, rungs in enumerate(candidates):
