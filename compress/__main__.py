@@ -1,5 +1,6 @@
 """`python -m compress` and the `compress` command."""
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -12,16 +13,19 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path.cwd() != Path(__f
 
 from compress import cli
 
-# They leave nothing to be tidied up, and Python's way out of PyTorch takes as long as a quarter of the way in.
+# They end soon and leave nothing to be tidied up: no looking for garbage, and not Python's way out of PyTorch, which
+# takes as long as a quarter of the way in.
 READING = ("ls", "validate", "show", "doctor")
 
 
 def main() -> NoReturn:
     """Run the command line in a process of its own, and end it."""
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if verb in READING:
+        gc.disable()
     try:
         cli.main()
     except SystemExit as end:
-        verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
         if verb in READING and isinstance(end.code, int):
             with suppress(OSError, ValueError):  # the reader has gone
                 sys.stdout.flush()

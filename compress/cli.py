@@ -190,7 +190,9 @@ def validate(
 
     problems: list[CompressError] = []
     told = []
-    for path in pipelines:
+    for i, path in enumerate(pipelines):
+        if i:
+            gc.collect()  # the nets of the one before; `__main__` has turned this off
         try:
             found = list(objections(read(path, overrides)))
         except ConfigError as error:

@@ -79,7 +79,12 @@ class Config(BaseModel):
 
     # Numbers become text where text is wanted, because `class_names: [0, 1]` is how anyone would write it.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        defer_build=True,
     )
     also: ClassVar[tuple[str, ...]] = ()
     newer: ClassVar[tuple[str, ...]] = ()

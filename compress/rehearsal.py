@@ -1,8 +1,10 @@
 """What `compress validate` tries beyond reading the file: data, weights, nets and stages, on a handful of images."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from compress.edits.graph import folded
 from compress.errors import CompressError, DataError
@@ -12,6 +14,19 @@ from compress.smoke import CLASSES, few_images, for_smoke, made_up
 from compress.stages import Env, untrained
 
 IMAGES = 2
+# Where torch lets a mode take over: initialisations of its layers, and the filling of a tensor that the others use.
+RANDOM = ("kaiming_uniform_", "uniform_", "normal_")
+
+
+class Zeros(TorchFunctionMode):
+    """Inside, weights start at zero: of a teacher only shapes are asked, and random numbers take a big net seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Any call of torch."""
+        if getattr(func, "__name__", "") in RANDOM and args:
+            with torch.no_grad():
+                return args[0].zero_()
+        return func(*args, **kwargs or {})
 
 
 def objections(pipeline: Pipeline) -> Iterator[CompressError]:
@@ -29,7 +44,8 @@ def objections(pipeline: Pipeline) -> Iterator[CompressError]:
     teachers = []
     for i, (name, teacher) in enumerate(zip(brief.teacher_names, brief.teacher, strict=True)):
         try:
-            teachers.append(ready(teacher.model, sources.of_teacher(i), brief.seed))
+            with Zeros():
+                teachers.append(ready(teacher.model, sources.of_teacher(i), brief.seed))
             folded(teachers[-1].module)
         except CompressError as error:
             yield type(error)(f"{name}: {error}")

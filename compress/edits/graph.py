@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import stochastic_depth
 
 import compress.edits.in_place as in_place
@@ -176,7 +176,10 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
         conv = called(traced, before)
         if not isinstance(conv, nn.Conv2d) or len(before.users) > 1 or norm.running_mean is None:
             continue
-        traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+        assert norm.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         _bypass(traced, node)
 
 

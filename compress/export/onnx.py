@@ -15,7 +15,6 @@ from typing import Annotated, ClassVar, Literal
 import onnx
 import torch
 from onnx import ModelProto
-from onnxscript import optimizer
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -88,7 +87,7 @@ class Exporter:
                 model = self.traced(whole, example)
             names = node_names(model, within="module." if isinstance(whole, WithPreprocessing) else "")
             # Only now: it folds equal tensors into one and constants away, which depends on the values.
-            optimized: ModelProto = optimizer.optimize(model)
+            optimized = _optimized(model)
         return self.finished(optimized, net, names, metadata)
 
     def sketch(self, net: Net) -> ModelProto:
@@ -114,7 +113,7 @@ class Exporter:
         model = onnx.ModelProto()
         model.CopyFrom(traced)
         names = node_names(model, within="module." if isinstance(whole, WithPreprocessing) else "")
-        optimized: ModelProto = optimizer.optimize(model)
+        optimized = _optimized(model)
         return self.finished(optimized, net, names, {})
 
     def finished(
@@ -216,3 +215,11 @@ def _fill(model: ModelProto, state: Mapping[str, Tensor]) -> bool:
             return False
         tensor.CopyFrom(onnx.numpy_helper.from_array(value.contiguous().numpy(), tensor.name))
     return {tensor.name for tensor in model.graph.initializer} == set(state)
+
+
+def _optimized(model: ModelProto) -> ModelProto:
+    """The graph with constants folded and what is never used left out."""
+    from onnxscript import optimizer  # here, because reading a pipeline should not wait for it
+
+    optimized: ModelProto = optimizer.optimize(model)
+    return optimized

@@ -9,7 +9,6 @@ import math
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 Corruption = Literal["noise", "blur", "contrast"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
@@ -58,6 +57,8 @@ def corrupted(
         assert random is not None, "noise needs a generator"
         pixels += 255 * strength * random.standard_normal(pixels.shape, dtype=np.float32)
     elif corruption == "blur":
+        from scipy.ndimage import gaussian_filter  # here, because reading a pipeline should not wait for it
+
         pixels = gaussian_filter(pixels, (0, 0, strength, strength), mode="nearest", truncate=REACH)
     else:
         mean = pixels.mean(axis=(2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
