@@ -1,8 +1,9 @@
-"""Every block of the README is run, but the `make` lines."""
+"""Every block of the README and of docs/quantization.md is run, but the `make` lines; each other page has its test."""
 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commandline import done
+from exporting import exported
 from PIL import Image
+
+from compress.models import MODELS
+from compress.net import Spec, build
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pipelines/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+)
 PUBLISHED = ROOT / "reports" / "published" / "mobilenet" / "report.json"
 
 
@@ -86,7 +96,38 @@ def test_the_result_table_is_the_published_report() -> None:
         assert float(cells[6]) == pytest.approx(row["latency_ms"]["p50"], abs=0.001)
 
 
+@pytest.mark.slow
+def test_every_block_on_quantization_runs(folder: Path) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (DOCS / "quantization.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["yaml", "sh"]
+    file = re.match(r"# file: (\S+)\n", blocks[0][1])
+    assert file is not None
+    (folder / file[1]).write_text(blocks[0][1])
+    net = build(Spec(architecture=MODELS["mobilenet_v3_large"](), classes=2, image=(3, 224, 224)), 0)
+    (folder / "mine.onnx").write_bytes(exported(net).SerializeToString())
+    assert "ok" in done(folder, "validate", file[1])
+
+    models = folder / "reports/mobilenet/models"
+    shutil.copy(models / "quantize.int8.onnx", folder / "theirs.onnx")
+    shutil.copy(models / "prune.onnx", folder / "float.onnx")
+    shutil.copy(folder / "reports/mobilenet/test.npz", folder / "test.npz")
+    for line in blocks[1][1].strip().splitlines():
+        program, *words = shlex.split(line)
+        assert program == "compress"
+        assert "agree" in done(folder, *words)
+
+
+def test_every_page_with_blocks_has_a_test_that_runs_them() -> None:
+    run_here = {"README.md", "docs/quantization.md"}
+    run_elsewhere = {"docs/deploy.md", "docs/distillation.md", "CONTRIBUTING.md"}  # and docs/how-to, by test_examples
+    pages = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+    with_blocks = {page for page, text in pages.items() if "```" in text and not page.startswith("docs/how-to/")}
+    assert with_blocks == run_here | run_elsewhere
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert all(f'"{Path(page).name}"' in tests for page in with_blocks)
+
+
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "pipelines" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
