@@ -13,7 +13,7 @@ from compress.stages import Distill, Stage
 from compress.stages.base import rehearsed, retrained
 from compress.weights import is_file
 
-IMAGES, IMAGES_LARGE = 64, 32
+IMAGES, IMAGES_LARGE = 32, 16
 LARGE = 96  # pixels
 BATCH = 16
 KEPT = 2  # views of an image

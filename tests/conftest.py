@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 # Several processes share the cores: threads of one would wait for those of another. Also for what tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,7 @@ from jaxtyping import install_import_hook
 install_import_hook("compress.losses", "beartype.beartype")
 
 
+ABOUT_TIME = ("test_measure", "test_prune_stage", "test_device")
 SLOWEST_FIRST = (
     "test_shipped_pipelines", "test_readme", "test_runner", "test_cli", "test_report", "test_export", "test_targets",
 )  # fmt: skip
@@ -42,6 +44,24 @@ def fresh_operators() -> Iterator[Callable | None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(fresh)))
         yield fresh
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_no_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where latency is not what is tested, no time is spent on it."""
+    from hurry import hasty_timing
+
+    with nullcontext() if request.module.__name__ in ABOUT_TIME else hasty_timing():
+        yield
+
+
+@pytest.fixture(scope="module")
+def graphs() -> Iterator[dict]:
+    """What torch.onnx made of a net's shape, which all runs of a module share, as each run does by itself."""
+    from hurry import shared_graphs
+
+    with shared_graphs() as shared:
+        yield shared
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,9 @@ class Result:
     err: str
 
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
+
 @pytest.fixture
 def compress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Any]:
     """Call the command line in this process, in a folder of its own; whatever happens there is no traceback."""

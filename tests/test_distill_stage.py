@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hurry import Graphs
 from tiny import Tiny, raw_pipeline, tiny_pipeline
 
 from compress.config import as_named
@@ -39,6 +40,9 @@ PHASES: list[dict[str, Any]] = [
     {"losses": ["cross_entropy"], "training": {"epochs": 3, "optimizer": "sgd"}},
 ]
 PROGRESSIVE = {"training": SHORT, "phases": PHASES}
+
+
+pytestmark = pytest.mark.usefixtures("graphs")
 
 
 def net(width: int = 8, seed: int = 0) -> Net:
@@ -402,7 +406,10 @@ def test_what_listened_to_a_teacher_is_forgotten_with_it(whole, tmp_path, start_
     assert {name for name, kept in maker.folders().items() if not kept.is_dir()} == gone
 
 
-def test_two_runs_from_scratch_give_the_same_bytes(whole: tuple[Pipeline, Path], tmp_path: Path) -> None:
+def test_two_runs_from_scratch_give_the_same_bytes(
+    whole: tuple[Pipeline, Path], graphs: Graphs, tmp_path: Path
+) -> None:
+    graphs.clear()
     given, folder = whole
     run(given, tmp_path / "again")
     assert kept_files(tmp_path / "again") == kept_files(folder)

@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commandline import as_it_was, done
-from onnx import ModelProto
 from PIL import Image
-
-from compress.proof import Prover
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
@@ -24,19 +21,13 @@ BLOCKS = {page.name: re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="
 NOTEBOOK = json.loads((EXAMPLES / "compress.ipynb").read_text(encoding="utf-8"))
 
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def in_a_hurry() -> Iterator[None]:
-    """No latency or picture is looked at, all runs share what torch.onnx made of a shape, and tables are put back."""
-    graphs: dict[str, ModelProto] = {}
-    separate = Prover.__post_init__
-
-    def shared(prover: Prover) -> None:
-        separate(prover)
-        prover.exporter.graphs = graphs
-
+    """No picture is looked at, and tables are put back."""
     with pytest.MonkeyPatch.context() as patch, as_it_was():
-        patch.setattr(Prover, "__post_init__", shared)
-        patch.setattr("compress.measure.latency.WARM_UP_S", 0.0)
         patch.setattr("compress.report.pictures._svg", lambda *_, **__: "<svg/>")
         yield
 

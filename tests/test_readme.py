@@ -28,6 +28,9 @@ PAGES = (
 PUBLISHED = ROOT / "reports" / "published" / "mobilenet" / "report.json"
 
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two kinds of images, a digit, and a run of the main job on a handful of images."""

@@ -42,6 +42,9 @@ def brief(**changes: Any) -> Any:
     return tiny_pipeline(**BRIEF | changes)
 
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A run without --seeds."""

@@ -3,20 +3,17 @@
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from commandline import done
-from onnx import ModelProto
 from rich.console import Console
 
 from compress.pipeline import parsed, read
 from compress.plan import plan
 from compress.plan_tree import tree
-from compress.proof import Prover
 from compress.yamlfile import parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -27,25 +24,7 @@ DOCS = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
 SHORTEST: dict[str, Any] = {"name": "x", "data": "digits", "teacher": "resnet18", "student": "mobilenet_v1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    """Let all runs share what torch.onnx made of a net's shape, as each run does by itself, and time without warm-up.
-
-    A smoke run spends most of its time there; most of these pipelines have the same nets, and no latency is looked at.
-    """
-    graphs: dict[Any, dict[str, ModelProto]] = {}
-    separate = Prover.__post_init__
-
-    def shared(prover: Prover) -> None:
-        separate(prover)
-        exporter = prover.exporter
-        key = exporter.config.model_dump_json(), exporter.mean, exporter.std
-        exporter.graphs = graphs.setdefault(key, {})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Prover, "__post_init__", shared)
-        patch.setattr("compress.measure.latency.WARM_UP_S", 0.0)
-        yield
+pytestmark = pytest.mark.usefixtures("graphs")
 
 
 def python_in(header: str) -> str:
