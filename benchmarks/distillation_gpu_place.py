@@ -19,11 +19,11 @@ from compress.errors import ArtifactError
 from compress.events import Event
 from compress.models import MODELS
 from compress.net import Net, Spec
-from compress.objective import Tutor
-from compress.predicting import accuracy, predict
 from compress.recipe import Training
-from compress.targets import Targets, find
-from compress.train import Progress, fit
+from compress.training.objective import Tutor
+from compress.training.predicting import accuracy, predict
+from compress.training.targets import Targets, find
+from compress.training.train import Progress, fit
 
 TRIAL: dict[str, Any] = {"epochs": 1, "batch_size": 16, "warmup": 0}
 TRIAL_WIDTH = 0.1

@@ -12,9 +12,9 @@ from distillation_recipes import STUDENT, Recipe
 from compress import net as nets
 from compress.config import fingerprint
 from compress.data.base import Data
-from compress.objective import Tutor
-from compress.predicting import accuracy, predict
 from compress.recipe import Training
+from compress.training.objective import Tutor
+from compress.training.predicting import accuracy, predict
 
 HELD_OUT = 10  # a tenth of the training images judges a search
 

@@ -14,7 +14,7 @@ from compress import net as nets
 from compress.augment import Change, views
 from compress.data.base import Data
 from compress.net import Net
-from compress.targets import Targets, compute
+from compress.training.targets import Targets, compute
 
 ASKED_IMAGES = 16  # of which the teacher sees all views at once: batches of one size, which 50,000 images divide into
 

@@ -14,9 +14,9 @@ from compress.data import DATASETS
 from compress.data.base import Data
 from compress.models import MODELS
 from compress.net import Net, Spec
-from compress.predicting import accuracy, predict
 from compress.recipe import Training
 from compress.stages import Env, Train
+from compress.training.predicting import accuracy, predict
 
 CPU = torch.device("cpu")
 Result = dict[str, Any]

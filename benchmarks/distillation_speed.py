@@ -18,11 +18,11 @@ from compress.data import DATASETS
 from compress.data.base import Data
 from compress.losses import CrossEntropy, Loss
 from compress.models import MODELS
-from compress.objective import Tutor
 from compress.recipe import Training
 from compress.stages import Distill
-from compress.targets import Targets, compute
-from compress.train import Progress, fit
+from compress.training.objective import Tutor
+from compress.training.targets import Targets, compute
+from compress.training.train import Progress, fit
 
 STUDENT, TEACHER = "mobilenet_v2_cifar", "resnet50_cifar"
 CLASSES, SIDE, BATCH = 100, 32, 64

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 import torch.onnx
 
-from compress import checkpoint, cli, conclusion, durable, kept, loop, proof, runner, state
+from compress import cli
 from compress.export import onnx as exporting
+from compress.files import durable
+from compress.running import conclusion, kept, proof, runner
+from compress.training import checkpoint, loop, state
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "tiny.py"

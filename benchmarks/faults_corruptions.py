@@ -17,7 +17,7 @@ from faults_kills import PIPELINES, QUICK, events, left_behind
 from lines import Line, at_least, at_most
 from tiny import raw_pipeline
 
-from compress.checkpoint import Checkpoints
+from compress.training.checkpoint import Checkpoints
 
 PATTERNS = ("stages/**/*.safetensors", "stages/**/*.json", "stages/**/train.jsonl", "models/**/*.onnx",
             "predictions/**/*.csv", "test.npz", "pipeline.yaml", "report.json", "report.md", "report.html",

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from lines import Line, at_most
 
-from compress.checkpoint import EVERY_S, Checkpoints, Keeper
 from compress.data.synthetic import Synthetic
 from compress.losses import CrossEntropy
 from compress.models import MODELS
 from compress.net import Spec, build
 from compress.recipe import Training
-from compress.train import Progress, fit
+from compress.training.checkpoint import EVERY_S, Checkpoints, Keeper
+from compress.training.train import Progress, fit
 
 NETS = {"mobilenet_v2_cifar": 128, "resnet50_cifar": 32}  # with batch sizes that a step of a second goes with
 SAVES = 5

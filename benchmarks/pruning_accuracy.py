@@ -14,9 +14,9 @@ from quantization_accuracy import FLOAT, SEEDS, Job, folder_of, sources
 from compress.data import DATASETS
 from compress.data.base import Data
 from compress.net import Net
-from compress.predicting import accuracy, predict
 from compress.pruning.allocation import Annealing, Evolution, Sensitivity, Uniform
 from compress.stages import Distill, Env, Prune
+from compress.training.predicting import accuracy, predict
 
 NET = "mobilenet_v2"
 KEEP = 0.5

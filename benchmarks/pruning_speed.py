@@ -16,11 +16,11 @@ from compress.data import DATASETS
 from compress.data.base import Data
 from compress.edits import Channels
 from compress.edits.macs import count_macs
-from compress.ending import FileEnding
 from compress.export.onnx import Export, Exporter
 from compress.measure.latency import measure_latency
 from compress.net import Net
 from compress.pruning.channels import prune_channels
+from compress.running.ending import FileEnding
 from compress.stages import Env, Prune, Quantize
 from compress.stages import untrained as without_training
 

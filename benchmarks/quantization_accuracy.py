@@ -29,9 +29,9 @@ from compress.measure.accuracy import judge
 from compress.measure.file import session
 from compress.models import MODELS
 from compress.net import Net, Spec
-from compress.predicting import predict
 from compress.recipe import Training
 from compress.stages import Distill, Env, Quantize, Train
+from compress.training.predicting import predict
 
 SEEDS = (0, 1, 2)
 NETS: dict[str, dict[str, Any]] = {"mobilenet_v2": {"width": 0.5}, "mobilenet_v3_small": {"width": 1.0}}

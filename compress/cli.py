@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from compress import __version__, completing, interruption
+from compress import __version__, interruption
 from compress.errors import CompressError, ConfigError
+from compress.verbs import completing
 
 app = typer.Typer(
     name="compress",
@@ -98,7 +99,7 @@ def run(
         _known(device)
         with _together(device) as group:
             loaded = _read(pipeline, overrides, plugin)
-            from compress import runner
+            from compress.running import runner
             from compress.showing.watched import Wanted
 
             folder = out or Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
@@ -123,7 +124,7 @@ def _watched(wanted: Any, folder: Path, loaded: Any, smoke: bool, seeds: int) ->
         return
     pieces: tuple[Any, ...] = ()
     if sys.stderr.isatty() and not wanted.quiet and not wanted.as_json:  # only bars show the time that is left
-        from compress.workload import pieces as work
+        from compress.running.workload import pieces as work
 
         pieces = work(loaded, smoke=smoke, seeds=seeds)
     with watched(wanted, folder, loaded.name, loaded.model_dump(mode="json"), pieces) as watchers:
@@ -186,7 +187,7 @@ def validate(
     _plugins(plugin)
     with _importing():
         from compress.pipeline import read
-        from compress.rehearsal import objections
+        from compress.running.rehearsal import objections
 
     problems: list[CompressError] = []
     told = []
@@ -220,9 +221,9 @@ def show(
 ) -> None:
     """Show the resolved plan: stages, nets, data, parameters, MACs, estimates of time and disk."""
     loaded = _read(pipeline, overrides, plugin)
-    from compress.plan import plan
-    from compress.plan_tree import as_json as in_json
-    from compress.plan_tree import render
+    from compress.running.plan import plan
+    from compress.verbs.plan_tree import as_json as in_json
+    from compress.verbs.plan_tree import render
     from compress.yamlfile import read_yaml
 
     found = plan(loaded)
@@ -244,8 +245,8 @@ def sensitivity(
     _known(device)
     with _together(device) as group:
         loaded = _read(pipeline, overrides, plugin)
-        from compress.analysing import analyse
         from compress.showing.screen import Screen
+        from compress.verbs.analysing import analyse
 
         with Screen(not group.leads) as screen:
             found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
@@ -267,7 +268,7 @@ def report(
     ] = [],  # noqa: B006
 ) -> None:
     """Write the report again from a run folder, with figures of devices where given."""
-    from compress.devices import report_again
+    from compress.verbs.devices import report_again
 
     report_again(folder, device, beside)
     _say(f"report: {folder / 'report.html'}")
@@ -284,8 +285,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs and their teachers' students: one table, one page with the Pareto front."""
-    from compress.comparing import PAGE, compare_runs, show, write_page
     from compress.report.comparison_page import as_json as in_json
+    from compress.verbs.comparing import PAGE, compare_runs, show, write_page
 
     found = compare_runs(folders)
     write_page(found, out or PAGE)
@@ -340,7 +341,7 @@ def verify(
     _plugins(plugin)
     from compress.errors import ExportError
     from compress.measure.verification import render
-    from compress.verifying import verify as verify_file
+    from compress.verbs.verifying import verify as verify_file
 
     found = verify_file(model, run=run, reference=reference, data=data, target=target)
     _say(render(found, as_json=as_json))
@@ -358,7 +359,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Name the likeliest classes of pictures, prepared as the file's own metadata say."""
-    from compress.classify import predict, render
+    from compress.verbs.classify import predict, render
 
     _say(render(model, list(predict(model, images, top)), as_json=as_json))
 
@@ -374,7 +375,7 @@ def list_names(
 ) -> None:
     """List what a pipeline file can name, one line each."""
     _plugins(plugin)
-    from compress.catalogue import catalogue
+    from compress.verbs.catalogue import catalogue
 
     lines = catalogue()
     if kind is not None and kind not in lines:
@@ -396,7 +397,7 @@ def list_names(
 def schema(plugin: Plugins = []) -> None:  # noqa: B006
     """Print the JSON schema of a pipeline file, for editors."""
     _plugins(plugin)
-    from compress.schema import as_json
+    from compress.verbs.schema import as_json
 
     _say(as_json().rstrip("\n"))
 
@@ -417,13 +418,14 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what would be proposed.")] = False,
 ) -> None:
     """Write a pipeline to start from; at a terminal it asks for images, device and limit."""
-    from compress import durable, starting
+    from compress.files import durable
+    from compress.verbs import starting
 
     file = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if file.exists() or file.is_symlink():
         raise ConfigError(f"{file} is there already; choose another name, or delete it")
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        from compress import questions
+        from compress.verbs import questions
 
         data = data or questions.ask_images()
         target = target or questions.ask_target()
@@ -442,7 +444,7 @@ def init(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, CPU flags that decide int8 speed, GPUs, threads, and what will be slow or missing."""
-    from compress.doctor import findings
+    from compress.verbs.doctor import findings
 
     found = list(findings())
     if as_json:
@@ -502,10 +504,10 @@ def _together(device: str) -> Iterator[Any]:
 
     The others end with its exit code and without a word, unless they lost it.
     """
-    from compress import durable
     from compress.distributed.failure import Lost
     from compress.distributed.joining import start
     from compress.distributed.launch import pick_device
+    from compress.files import durable
 
     leads = True
     try:
@@ -563,7 +565,7 @@ def _plugins(files: list[Path]) -> None:
         from compress.plugins import load_plugins
 
         load_plugins(files)
-        from compress.catalogue import check_members
+        from compress.verbs.catalogue import check_members
 
     check_members()
 

@@ -10,7 +10,7 @@ from compress.data import Dataset
 from compress.data.base import Channel, Deviation, one_for_all
 from compress.models import MODELS, Architecture
 from compress.recipe import Training
-from compress.weights import PublishedPreprocessing, preprocessing
+from compress.weights.loading import PublishedPreprocessing, preprocessing
 
 OUTSIDE = ("weights", "keep_head")
 

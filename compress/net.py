@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from compress import durable
 from compress.config import Config, OneOf, described, fingerprint
 from compress.edits import EDITS, Edit
 from compress.edits.graph import evaluating
 from compress.edits.quantizers import rounds
 from compress.errors import ArtifactError, ModelError
+from compress.files import durable
 from compress.models import MODELS, Architecture
 
 Size = Annotated[int, Field(ge=1, le=65536)]

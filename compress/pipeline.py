@@ -25,7 +25,7 @@ from compress.stages import STAGES, Distill, Quantize, Stage
 from compress.stages.base import losses_of, trainings_of
 from compress.stages.distill import DEFAULT_LOSSES
 from compress.stages.targeting import against_itself, against_target, for_target
-from compress.weights import is_file, published
+from compress.weights.loading import is_file, published
 from compress.yamlfile import apply_override, parse_yaml
 
 # What Windows takes for a device, with any ending.

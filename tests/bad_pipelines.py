@@ -16,7 +16,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from compress import cli
-from compress.catalogue import TABLES
 from compress.config import Config, OneOf
 from compress.data.unlabelled import Unlabelled
 from compress.edits.ranges import RANGES
@@ -25,6 +24,7 @@ from compress.measure.robustness import Robustness
 from compress.named_nets import Teacher, View
 from compress.pipeline import Baseline, Benchmark, Budget, Pipeline
 from compress.recipe import Training
+from compress.verbs.catalogue import TABLES
 
 CANARY = "touched"  # what must never come to be in the current folder
 Case = tuple[str, bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compress import cli
-from compress.catalogue import TABLES
+from compress.verbs.catalogue import TABLES
 
 
 @contextmanager

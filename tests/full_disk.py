@@ -22,7 +22,7 @@ from unittest.mock import patch
 from tiny import tiny_pipeline
 
 from compress.console import explain
-from compress.runner import run
+from compress.running.runner import run
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 CHECKPOINT = re.compile("-[0-9a-f]{32}")  # the end of its name, with the seconds that it took
@@ -147,7 +147,10 @@ class Fault:
 @contextmanager
 def quick() -> Iterator[None]:
     """Leave out what takes time and writes nothing: the rehearsal before a run, and the length of a measurement."""
-    with patch("compress.runner.preflight", lambda *_, **__: None), patch("compress.measure.latency.TURN_S", 0.002):
+    with (
+        patch("compress.running.runner.preflight", lambda *_, **__: None),
+        patch("compress.measure.latency.TURN_S", 0.002),
+    ):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from onnx import ModelProto
 
-from compress.proof import Prover
+from compress.running.proof import Prover
 
 Graphs = dict[Any, dict[str, ModelProto]]
 
@@ -17,9 +17,9 @@ def hasty_timing() -> Iterator[None]:
     """Time files without warm-up and once, and take no plan for slower, which such times would say of any."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compress.measure.latency.WARM_UP_S", 0.0)
-        patch.setattr("compress.ending.BLOCKS", 1)
-        patch.setattr("compress.ending.FEWEST_ROUNDS", 1)
-        patch.setattr("compress.ending.MOST_ROUNDS", 1)
+        patch.setattr("compress.running.ending.BLOCKS", 1)
+        patch.setattr("compress.running.ending.FEWEST_ROUNDS", 1)
+        patch.setattr("compress.running.ending.MOST_ROUNDS", 1)
         patch.setattr("compress.stages.pruning_target.SLOWER", 1000.0)
         yield
 

@@ -148,8 +148,8 @@ def main(folder: Path, names: Iterable[str] = ()) -> int:
     """Run cases, all or those named; returns how many ended wrong."""
     import torch
 
-    import compress.runner
-    import compress.verifying  # noqa: F401 - imported before memory is counted
+    import compress.running.runner
+    import compress.verbs.verifying  # noqa: F401 - imported before memory is counted
 
     torch.set_num_threads(1)
     _limit_memory()

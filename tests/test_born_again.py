@@ -17,11 +17,11 @@ from compress.losses import KD, CrossEntropy
 from compress.losses.hint import Hint
 from compress.net import Net
 from compress.pipeline import parsed
-from compress.plan import plan
 from compress.pruning.channels import prune_channels
 from compress.recipe import Training
-from compress.runner import run
-from compress.smoke import for_smoke
+from compress.running.plan import plan
+from compress.running.runner import run
+from compress.running.smoke import for_smoke
 from compress.stages import STAGES, BornAgain, Distill, Env, Sparsify, base, born_again
 from compress.stages.base import losses_of, rehearsed, trainings_of
 from compress.stages.born_again import fresh

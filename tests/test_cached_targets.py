@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import targets
 from compress.augment import Change, draw
 from compress.data.base import InMemory
 from compress.errors import ModelError, ResourceError
 from compress.models.mobilenet_v1 import MobileNetV1
 from compress.net import Spec, build
-from compress.targets import Targets, compute, find, layout_for
+from compress.training import targets
+from compress.training.targets import Targets, compute, find, layout_for
 
 IMAGES, CLASSES = 7, 20
 VIEWS_162 = {"kind": "shift_flip", "mirror": True, "size": 32}
@@ -248,7 +248,7 @@ def never(images: Tensor) -> Tensor:
     [(9000, None, "set `views` to at most 40"), (800, 6, "set `views` to at most 3"), (0, 6, "on a larger disk")],
 )
 def test_a_disk_too_small_is_said_before_the_teacher_is_asked(free, views, advice, monkeypatch, tmp_path):
-    monkeypatch.setattr("compress.target_files.free_bytes", lambda folder: free)
+    monkeypatch.setattr("compress.training.target_files.free_bytes", lambda folder: free)
     needed = IMAGES * (50 * 2 * CLASSES if views is None else views * (CLASSES + 12))
     with pytest.raises(ResourceError) as caught:
         compute(tmp_path / "run", "k", never, drawn(16), CLASSES, **VIEWS_50, views=views)
@@ -257,7 +257,7 @@ def test_a_disk_too_small_is_said_before_the_teacher_is_asked(free, views, advic
 
 
 def test_a_disk_that_is_just_large_enough_serves(monkeypatch, tmp_path):
-    monkeypatch.setattr("compress.target_files.free_bytes", lambda folder: IMAGES * 50 * 2 * CLASSES)
+    monkeypatch.setattr("compress.training.target_files.free_bytes", lambda folder: IMAGES * 50 * 2 * CLASSES)
     compute(tmp_path, "k", plain, drawn(16), CLASSES, **VIEWS_50)
     assert (tmp_path / "k.targets").stat().st_size == IMAGES * 50 * 2 * CLASSES
 
@@ -297,7 +297,7 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from compress.data.base import InMemory
-from compress.targets import compute
+from compress.training.targets import compute
 calls = []
 def ask(images):
     calls.append(1)

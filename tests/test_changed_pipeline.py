@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from tiny import tiny_pipeline
 
-from compress import durable, runner
-from compress.changes import Plan, changes, differences, last_plan, plan
 from compress.events import Event
-from compress.making import Maker
+from compress.files import durable
 from compress.pipeline import Pipeline
-from compress.sources import load
+from compress.running import runner
+from compress.running.changes import Plan, changes, differences, last_plan, plan
+from compress.running.making import Maker
+from compress.running.sources import load
 
 NONE = {"training": {"epochs": 0}}
 STAGES: list[dict[str, Any]] = [{"prune": {"keep_macs": 0.6, **NONE}}, {"quantize": NONE}]
@@ -106,9 +107,9 @@ def test_of_many_fields_ten_are_named(tmp_path: Path) -> None:
 
 def test_other_data_and_versions_are_said_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken_up(tmp_path, pipeline())
-    monkeypatch.setattr("compress.changes.version", lambda package: "9.9")
-    monkeypatch.setattr("compress.changes.__version__", "8.8")
-    monkeypatch.setattr("compress.making.__version__", "8.8")
+    monkeypatch.setattr("compress.running.changes.version", lambda package: "9.9")
+    monkeypatch.setattr("compress.running.changes.__version__", "8.8")
+    monkeypatch.setattr("compress.running.making.__version__", "8.8")
     plugin = tmp_path / "mine.py"
     plugin.write_text("")
     said = taken_up(
@@ -125,7 +126,7 @@ def test_other_data_and_versions_are_said_by_name(tmp_path: Path, monkeypatch: p
 
 def test_other_weights_under_the_same_name_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken_up(tmp_path, pipeline())
-    monkeypatch.setattr("compress.making.model_key", lambda model: "other content")
+    monkeypatch.setattr("compress.running.making.model_key", lambda model: "other content")
     said = taken_up(tmp_path, pipeline())
     assert said is not None
     assert said["fields"] == ["the content of weights: changed"]

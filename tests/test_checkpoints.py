@@ -10,16 +10,17 @@ import pytest
 import torch
 from tiny import Tiny, tiny_pipeline
 
-from compress import checkpoint, durable
-from compress.checkpoint import Checkpoints, Keeper
 from compress.errors import ResourceError, TrainingError
-from compress.loop import Loop, Progress
+from compress.files import durable
 from compress.losses import CrossEntropy
 from compress.models.mobilenet_blocks import MobileNetBlocks
 from compress.net import Net, Spec, build
 from compress.recipe import Training
 from compress.stages import Env
-from compress.train import fit
+from compress.training import checkpoint
+from compress.training.checkpoint import Checkpoints, Keeper
+from compress.training.loop import Loop, Progress
+from compress.training.train import fit
 
 CPU = torch.device("cpu")
 TRAINING = {"epochs": 3, "batch_size": 16, "lr": 0.01}

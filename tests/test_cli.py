@@ -24,7 +24,7 @@ from test_plugins import PLUGIN
 from tiny import raw_pipeline
 
 from compress import __version__, cli
-from compress.catalogue import TABLES
+from compress.verbs.catalogue import TABLES
 
 ROOT = Path(__file__).parent.parent
 TRAINING = {"epochs": 1, "batch_size": 16, "lr": 0.01}
@@ -149,7 +149,7 @@ def test_a_bug_is_owned_up_to(compress: Compress, monkeypatch: pytest.MonkeyPatc
     def broken() -> None:
         raise IndexError("list index out of range \x1b[31m")
 
-    monkeypatch.setattr("compress.catalogue.catalogue", broken)
+    monkeypatch.setattr("compress.verbs.catalogue.catalogue", broken)
     assert compress("ls") == Result(
         1, "",
         "this is a bug of compress: IndexError: list index out of range �[31m\n"
@@ -161,7 +161,7 @@ def test_a_file_that_ends_too_early_is_no_interruption(compress: Compress, monke
     def broken() -> None:
         raise EOFError("no more")
 
-    monkeypatch.setattr("compress.catalogue.catalogue", broken)
+    monkeypatch.setattr("compress.verbs.catalogue.catalogue", broken)
     found = compress("ls")
     assert found.code == 1
     assert "EOFError: no more" in found.err
@@ -519,7 +519,7 @@ def test_other_resources(error: Exception, said: str, compress: Compress, monkey
     def raising(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("compress.runner.run", raising)
+    monkeypatch.setattr("compress.running.runner.run", raising)
     assert refused(compress, 6).startswith(said)
 
 

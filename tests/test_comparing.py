@@ -20,11 +20,11 @@ from page import Page
 from rich.console import Console
 
 from compress import cli
-from compress.comparing import compare_runs, named, show
 from compress.report import Report, write
 from compress.report.comparison import Comparison, Entry, compare, front
 from compress.report.comparison_page import as_json, figures, render
 from compress.row import Latency, Row
+from compress.verbs.comparing import compare_runs, named, show
 
 HOSTILE = "</script><script>alert('1')</script> \"q\" <img src=x onerror=alert(2)> $x$ {{ 7*7 }}"
 PIPELINE = "teacher:\n  model:\n    {teacher}: {{width: 1.0}}\nstudent:\n  mobilenet_v2: {{width: 0.5}}\n"

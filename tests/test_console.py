@@ -23,13 +23,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from tiny import tiny_pipeline
 
-from compress import cli, completing
+from compress import cli
 from compress.console import show_rows
 from compress.errors import ResourceError
 from compress.net import Spec, build
-from compress.plan import Costs, macs_of, plan, searched
-from compress.plan_tree import tree
-from compress.runner import run
+from compress.running.plan import Costs, macs_of, plan, searched
+from compress.running.runner import run
+from compress.running.workload import pieces
 from compress.showing import screen as screen_module
 from compress.showing.bars import Bar, Bars
 from compress.showing.json_lines import json_of
@@ -39,7 +39,8 @@ from compress.showing.tensorboard import TensorBoard
 from compress.showing.watched import Wanted, watched
 from compress.showing.weights_and_biases import WeightsAndBiases
 from compress.stages import Search
-from compress.workload import pieces
+from compress.verbs import completing
+from compress.verbs.plan_tree import tree
 
 TRAINING = {"epochs": 2, "batch_size": 16, "lr": 0.01}
 # No teacher, two epochs, one stage: a whole run takes about a second.
@@ -146,7 +147,7 @@ def _lesson(work: dict[str, float]) -> float:
 
 def test_work_is_counted_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = {"tiny": 1.0}
-    monkeypatch.setattr("compress.workload.forward_seconds", lambda net, _: cost[net.spec.architecture.name])
+    monkeypatch.setattr("compress.running.workload.forward_seconds", lambda net, _: cost[net.spec.architecture.name])
     found = {each.name: each.work for each in pieces(tiny_pipeline())}
     # Two epochs each: forward and backward are three passes, a lesson is one more; pruning keeps 60 %.
     assert found == pytest.approx(
@@ -355,7 +356,7 @@ def test_peers_cost_what_they_are() -> None:
 
 
 def test_generations_are_counted_and_ask_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.plan.forward_seconds", lambda net, batch=None: 1.0)
+    monkeypatch.setattr("compress.running.plan.forward_seconds", lambda net, batch=None: 1.0)
     stages = [{"born_again": {"generations": 3, "training": TRAINING}}]
     step = plan(tiny_pipeline(teacher=None, stages=stages)).steps[-1]
     assert (step.epochs, step.images, step.seconds) == (6, 6 * 160, 6 * 160 * (3 + 1))
@@ -388,7 +389,7 @@ def test_a_search_costs_its_trainings(scored_by: str) -> None:
 
 
 def _step(macs: int) -> Any:
-    from compress.plan import Step
+    from compress.running.plan import Step
 
     return Step("search", "mobilenet_blocks", 1, macs, 1, 2, 2 * 100, 0.0)
 

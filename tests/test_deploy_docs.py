@@ -16,7 +16,7 @@ from compress.cli import app
 from compress.data import Data
 from compress.export.onnx import Export
 from compress.export.targets import TARGETS
-from compress.proof import Prover
+from compress.running.proof import Prover
 from compress.shipped import bench
 
 ROOT = Path(__file__).parent.parent

@@ -15,17 +15,18 @@ import torch
 from commandline import done
 from tiny import tiny_pipeline
 
-from compress import run_folder, runner
-from compress.checksums import sha256
 from compress.data import Data
-from compress.devices import report_again
 from compress.environment import FLAGS
 from compress.errors import ArtifactError
 from compress.export.onnx import Export
-from compress.proof import Prover
+from compress.files import run_folder
+from compress.files.checksums import sha256
 from compress.report import read
+from compress.running import runner
+from compress.running.proof import Prover
+from compress.running.shipping import ship
 from compress.shipped import bench
-from compress.shipping import ship
+from compress.verbs.devices import report_again
 
 SCRIPT = Path(bench.__file__)
 FEW = {"rounds": 2, "threads": 1, "batch": 1}

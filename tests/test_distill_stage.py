@@ -18,18 +18,18 @@ from compress.data.base import Data
 from compress.errors import ConfigError
 from compress.losses import KD, CrossEntropy
 from compress.losses.hint import Hint
-from compress.making import Maker
 from compress.net import Net, Spec, build
 from compress.pipeline import Pipeline, parsed, read
-from compress.plan import plan
 from compress.recipe import Training
-from compress.runner import run
-from compress.smoke import for_smoke
-from compress.sources import load
+from compress.running.making import Maker
+from compress.running.plan import plan
+from compress.running.runner import run
+from compress.running.smoke import for_smoke
+from compress.running.sources import load
 from compress.stages import Distill, untrained
 from compress.stages.base import Env, losses_of, retrained, trainings_of
 from compress.stages.distill import DEFAULT_LOSSES
-from compress.train import Progress, fit
+from compress.training.train import Progress, fit
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.01}

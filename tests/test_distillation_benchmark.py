@@ -18,11 +18,11 @@ from compress.data import DATASETS
 from compress.data.base import Data
 from compress.losses import LOSSES, CrossEntropy
 from compress.net import Spec, build
-from compress.objective import Tutor
 from compress.recipe import Training
 from compress.stages import Distill
-from compress.targets import compute
-from compress.train import Progress, fit
+from compress.training.objective import Tutor
+from compress.training.targets import compute
+from compress.training.train import Progress, fit
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

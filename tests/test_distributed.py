@@ -14,7 +14,6 @@ from torch import nn
 from two_processes import COUNTS, MASKS, NORMS, RAISED, images, norm, spreading, values
 
 import compress.distributed.joining as joining
-from compress import durable
 from compress.console import explain
 from compress.distributed.group import Group, as_current, current
 from compress.distributed.joining import start
@@ -23,7 +22,8 @@ from compress.distributed.slices import gather, once, own
 from compress.distributed.synchronized import synchronized
 from compress.edits.quantizers import dynamically_rounded
 from compress.errors import ConfigError, DataError, ResourceError
-from compress.loop import Loop, Progress
+from compress.files import durable
+from compress.training.loop import Loop, Progress
 
 CPU = torch.device("cpu")
 SCRIPT = Path(two_processes.__file__)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress.edits.quantizers import ActivationQuantizer
-from compress.engine import Engine, fastest
+from compress.training.engine import Engine, fastest
 
 MANY = 10**9  # steps, enough for anything to pay
 
@@ -35,7 +35,7 @@ def timed(monkeypatch):
         compiled = lambda run, mode: lambda inputs: run(inputs)  # noqa: E731
         monkeypatch.setattr(torch, "compile", compiled)
         order = iter(times.values())
-        monkeypatch.setattr("compress.engine._step_ms", lambda *_: next(order))
+        monkeypatch.setattr("compress.training.engine._step_ms", lambda *_: next(order))
 
     return set_times
 

@@ -10,8 +10,8 @@ from tiny import Tiny
 from torch import Tensor, nn
 
 from compress.errors import ConfigError
-from compress.features import Place, Watch, find, watching
 from compress.models import MODELS
+from compress.training.features import Place, Watch, find, watching
 
 # Of shipped nets at 32 pixels: the layer into which each stage goes, the last one before the pooling, with the map that
 # is seen there. Sides and channels are those of the papers' tables, for as many halvings as each stem leaves.

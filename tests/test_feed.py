@@ -11,7 +11,7 @@ from PIL import Image
 from compress.data.base import Data, InMemory, Preprocessing, Subset
 from compress.data.files import Files, decoded
 from compress.errors import DataError
-from compress.feed import Feed, Joined, feeds_of, joined
+from compress.training.feed import Feed, Joined, feeds_of, joined
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from compress.pruning.groups import ChannelGroup, channel_groups
 from compress.pruning.importance import IMPORTANCES, Importance, importances, lamp, written_weights
 from compress.recipe import Training
 from compress.stages import Prune
-from compress.train import Progress, fit
+from compress.training.train import Progress, fit
 
 
 class Mixed(nn.Module):

@@ -13,11 +13,12 @@ import yaml
 from commandline import as_it_was
 from PIL import Image
 
-from compress import cli, starting
+from compress import cli
 from compress.errors import CompressError, ConfigError, DataError
 from compress.export.targets import TARGETS
 from compress.pipeline import read
-from compress.rehearsal import objections
+from compress.running.rehearsal import objections
+from compress.verbs import starting
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """What a report says of its teachers, from the figures alone."""
 
-from compress.conclusion import best_teacher, lessons
 from compress.row import Latency, Row
+from compress.running.conclusion import best_teacher, lessons
 
 
 def row(net: str, top1: float, params: int = 1000, error: float = 1.0) -> Row:

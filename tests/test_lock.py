@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from compress import lock
 from compress.errors import BusyError, ResourceError
-from compress.lock import FILE, Owner, locked
+from compress.files import lock
+from compress.files.lock import FILE, Owner, locked
 
 HOLD = """
 import sys
 from pathlib import Path
 from compress.errors import CompressError
-from compress.lock import locked
+from compress.files.lock import locked
 try:
     with locked(Path(sys.argv[1])) as dead:
         print("held", dead, flush=True)

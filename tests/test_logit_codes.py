@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.logit_codes import as_bytes, as_halves, from_bytes, from_halves
+from compress.training.logit_codes import as_bytes, as_halves, from_bytes, from_halves
 
 CODES = {"halves": (as_halves, from_halves), "bytes": (as_bytes, from_bytes)}
 

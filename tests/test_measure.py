@@ -7,13 +7,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import ExportError, ModelError
+from compress.files.onnx_file import read_onnx
 from compress.measure.accuracy import judge, top_k, wilson
 from compress.measure.comparison import compare_files, render
 from compress.measure.coverage import Coverage, Kernel, coverage, require_int8
 from compress.measure.file import count_macs, fixed_batch, outputs, read_file, session
 from compress.measure.latency import input_for, measure_latency, percentiles
 from compress.measure.slowness import causes, slowness
-from compress.onnx_file import read_onnx
 
 
 def test_top_k_counts_labels_among_the_best():

@@ -18,11 +18,11 @@ from compress.losses import KD, CrossEntropy
 from compress.losses.base import UNLABELLED, Batch, Outputs
 from compress.models.plain_cnn import PlainCNN
 from compress.net import Net, Spec, build
-from compress.plan import plan
 from compress.pruning.channels import prune_channels
 from compress.recipe import Training
-from compress.runner import run
-from compress.smoke import for_smoke
+from compress.running.plan import plan
+from compress.running.runner import run
+from compress.running.smoke import for_smoke
 from compress.stages import STAGES, Env, Mutual, Train, mutual
 from compress.stages.mutual import Cohort, drawn
 

@@ -20,10 +20,10 @@ from compress.losses.fsp import FSP
 from compress.losses.hint import Hint
 from compress.losses.self_distillation import SelfDistillation
 from compress.losses.sp import SP
-from compress.objective import Objective, Tutor, shares_of
 from compress.recipe import Training, optimizer_for
-from compress.targets import compute
-from compress.train import Progress, fit
+from compress.training.objective import Objective, Tutor, shares_of
+from compress.training.targets import compute
+from compress.training.train import Progress, fit
 from compress.weighting import Weight
 
 CPU = torch.device("cpu")

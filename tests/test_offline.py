@@ -21,7 +21,7 @@ from compress.errors import ConfigError
 from compress.named_nets import Model
 from compress.net import Net, Spec, build
 from compress.pipeline import Pipeline
-from compress.sources import load
+from compress.running.sources import load
 from compress.stages import Env
 
 ROOT = Path(__file__).parent.parent

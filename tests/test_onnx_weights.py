@@ -22,8 +22,8 @@ from compress.export.onnx import Export, Exporter
 from compress.models import MODELS
 from compress.net import Net, Spec
 from compress.pipeline import parsed
-from compress.runner import run
-from compress.weights import content_files, load_weights
+from compress.running.runner import run
+from compress.weights.loading import content_files, load_weights
 
 RANDOM = np.random.default_rng(0)
 
@@ -317,7 +317,7 @@ def test_not_valid(tmp_path: Path) -> None:
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stored(written(written_arrays()), tmp_path / "w.onnx")
-    monkeypatch.setattr("compress.onnx_tensors.LIMIT_BYTES", 1000)
+    monkeypatch.setattr("compress.files.onnx_tensors.LIMIT_BYTES", 1000)
     assert refusal(path) == f"{path} has 0.0 GiB; more than 9.31323e-07 GiB are not read"
 
 

@@ -17,7 +17,7 @@ from compress.data.base import InMemory, Split
 from compress.data.image_folder import ImageFolder
 from compress.data.overlap import remarks
 from compress.data.synthetic import Synthetic
-from compress.sources import load
+from compress.running.sources import load
 
 
 @pytest.fixture

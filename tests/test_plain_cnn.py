@@ -8,11 +8,11 @@ from torch import nn
 
 from compress.edits.macs import count_macs
 from compress.errors import ModelError
-from compress.features import Place, find
 from compress.models.plain_cnn import PlainCNN
 from compress.net import Net, Spec, build, probe
 from compress.pipeline import parsed
-from compress.runner import run
+from compress.running.runner import run
+from compress.training.features import Place, find
 
 GREY = (1, 16, 16)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.catalogue import TABLES, catalogue, check_members
 from compress.errors import ConfigError
 from compress.plugins import load_plugins
+from compress.verbs.catalogue import TABLES, catalogue, check_members
 
 PLUGIN = '''
 import copy

@@ -15,12 +15,12 @@ from commandline import done
 from PIL import Image
 from tiny import tiny_pipeline
 
-from compress.classify import opened, predict, render
 from compress.errors import DataError, ModelError
 from compress.export.onnx import Export
 from compress.net import Net, Spec, build
-from compress.proof import Prover
-from compress.runner import about
+from compress.running.proof import Prover
+from compress.running.runner import about
+from compress.verbs.classify import opened, predict, render
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "predict.py"
 CLASSES = ("a cat", "dog", "emu")

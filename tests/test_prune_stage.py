@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from tiny import raw_pipeline, tiny_pipeline
 
 from compress.edits.macs import count_macs
-from compress.ending import FileEnding
 from compress.errors import ConfigError, ModelError
 from compress.export.onnx import Export, Exporter
 from compress.measure.profile import layer_times
@@ -24,7 +23,8 @@ from compress.pruning.channels import Prunable
 from compress.pruning.latency import Sample, read_table, samples, write_table
 from compress.pruning.target import latency_costs
 from compress.recipe import Training
-from compress.runner import run
+from compress.running.ending import FileEnding
+from compress.running.runner import run
 from compress.stages import Env, Prune, Quantize, untrained
 
 SIZE = 32

@@ -13,11 +13,11 @@ from compress.edits.quantizers import activation_quantizers, quantized_layers
 from compress.errors import ConfigError, DataError
 from compress.export.onnx import Export, Exporter
 from compress.measure.file import session
-from compress.predicting import accuracy, inputs_of, predict
 from compress.recipe import Training
 from compress.stages import Quantize
 from compress.stages.accuracy_budget import by_sensitivity, fewest, within_budget
 from compress.stages.base import Env, teach
+from compress.training.predicting import accuracy, inputs_of, predict
 
 CPU = torch.device("cpu")
 BRIEF = {"epochs": 3, "batch_size": 16, "lr": 0.001}

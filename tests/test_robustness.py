@@ -16,7 +16,7 @@ from compress.export.onnx import Export, Exporter
 from compress.measure.corruptions import CORRUPTIONS, PUBLISHED, corrupted, published_size
 from compress.measure.robustness import FILE, Corrupter, Robustness, mean_top1
 from compress.pipeline import Pipeline, parsed, read
-from compress.runner import run
+from compress.running.runner import run
 
 
 def pictures(count: int = 6, channels: int = 3, size: int = 32) -> np.ndarray:

@@ -18,14 +18,14 @@ from hurry import Graphs
 from safetensors.torch import save_file
 from tiny import Tiny, raw_pipeline, tiny_pipeline
 
-from compress import kept
 from compress import net as nets
-from compress.conclusion import Conclusion, Outcome
-from compress.durable import lines
 from compress.errors import BusyError, ConfigError, ModelError, ResourceError
+from compress.files.durable import lines
 from compress.pipeline import parse_yaml, parsed
 from compress.row import Control, Latency
-from compress.runner import run
+from compress.running import kept
+from compress.running.conclusion import Conclusion, Outcome
+from compress.running.runner import run
 
 STAGES = ["teacher", "baseline", "distill", "prune", "quantize"]
 ROW_KEYS = {
@@ -247,7 +247,7 @@ def test_a_missed_budget_is_exit_code_5_with_everything_written(whole: Outcome) 
 
 
 def test_a_file_that_disagrees_with_its_net_is_exit_code_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compress.proof import Prover
+    from compress.running.proof import Prover
 
     honest = Prover.file_logits
     monkeypatch.setattr(Prover, "file_logits", lambda self, path: np.roll(honest(self, path), 1, axis=1))

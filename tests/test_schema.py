@@ -8,11 +8,11 @@ import pytest
 import yaml
 from commandline import done
 
-from compress.catalogue import TABLES
 from compress.losses import LOSSES
 from compress.losses.kd import KD
 from compress.pipeline import parsed, read
-from compress.schema import as_json, schema
+from compress.verbs.catalogue import TABLES
+from compress.verbs.schema import as_json, schema
 
 jsonschema = pytest.importorskip("jsonschema")
 

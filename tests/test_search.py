@@ -29,11 +29,11 @@ from compress.losses.base import Batch, Outputs
 from compress.measure.coverage import coverage, require_int8
 from compress.models.mobilenet_blocks import MobileNetBlocks
 from compress.net import Net, Spec, build, load, save
-from compress.predicting import accuracy, predict
 from compress.pruning.channels import prune_channels
 from compress.recipe import Training
 from compress.stages.base import Env, untrained
 from compress.stages.search import Search
+from compress.training.predicting import accuracy, predict
 
 CPU = torch.device("cpu")
 IMAGE = (3, 16, 16)

@@ -20,14 +20,14 @@ from tiny import Tiny, raw_pipeline, tiny_pipeline
 
 from compress import cli
 from compress import net as nets
-from compress.conclusion import Outcome
 from compress.errors import ConfigError
-from compress.kept import Finished, load
 from compress.measure.accuracy import Accuracy
-from compress.proof import Proof
-from compress.repeats import Repeated, said, spread
 from compress.report import OverSeeds, read, wording, write
-from compress.runner import run
+from compress.running.conclusion import Outcome
+from compress.running.kept import Finished, load
+from compress.running.proof import Proof
+from compress.running.repeats import Repeated, said, spread
+from compress.running.runner import run
 
 TRAINING = {"epochs": 1, "batch_size": 16, "lr": 0.01}
 BRIEF: dict[str, Any] = {

@@ -17,7 +17,6 @@ import torch
 from tiny import tiny_pipeline
 from torch import nn
 
-from compress.analysing import analyse
 from compress.config import OneOf
 from compress.data.base import Split
 from compress.errors import ConfigError, ModelError
@@ -30,6 +29,7 @@ from compress.pruning.sensitivity_picture import drawn
 from compress.pruning.sensitivity_table import Row, Table, read, summary
 from compress.stages import STAGES, Env, Sensitivity
 from compress.stages.base import untrained
+from compress.verbs.analysing import analyse
 
 CPU = torch.device("cpu")
 HEADER = "kind,name,channels,ratio,removed,accuracy,drop,loss"

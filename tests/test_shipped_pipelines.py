@@ -12,8 +12,8 @@ from commandline import done
 from rich.console import Console
 
 from compress.pipeline import parsed, read
-from compress.plan import plan
-from compress.plan_tree import tree
+from compress.running.plan import plan
+from compress.verbs.plan_tree import tree
 from compress.yamlfile import parse_yaml
 
 ROOT = Path(__file__).parent.parent

@@ -16,11 +16,11 @@ from compress.losses import KD, CrossEntropy
 from compress.losses.attention import Attention
 from compress.losses.self_distillation import SelfDistillation
 from compress.net import Net, Spec, build
-from compress.predicting import predict
 from compress.recipe import Training
 from compress.stages import Distill
 from compress.stages.base import Env, teach
 from compress.stages.soft_labels import MOST_BYTES, SoftLabels, content
+from compress.training.predicting import predict
 
 CPU = torch.device("cpu")
 SOFT = (CrossEntropy(weight=0.1), KD())
@@ -279,7 +279,7 @@ def test_a_file_that_is_not_what_it_was_is_made_again_and_that_is_said(images, t
 
 
 def test_a_disk_too_small_is_said_before_the_teacher_is_asked(images, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("compress.target_files.free_bytes", lambda folder: 5000)
+    monkeypatch.setattr("compress.training.target_files.free_bytes", lambda folder: 5000)
     teacher = sharp()
     asked = Asked(teacher)
     student = net()

@@ -19,13 +19,13 @@ from compress.data.files import Files
 from compress.data.unlabelled import Unlabelled
 from compress.errors import DataError
 from compress.losses import KD
-from compress.making import Maker
-from compress.objective import Tutor
 from compress.pipeline import Pipeline, parsed
 from compress.recipe import Training
-from compress.runner import run
-from compress.sources import Sources, load
-from compress.train import Progress, fit
+from compress.running.making import Maker
+from compress.running.runner import run
+from compress.running.sources import Sources, load
+from compress.training.objective import Tutor
+from compress.training.train import Progress, fit
 
 CPU = torch.device("cpu")
 BRIEF = {"epochs": 1, "batch_size": 32, "lr": 0.01}

@@ -16,16 +16,17 @@ import torch
 from full_disk import Disk
 from tiny import tiny_pipeline
 
-from compress import checksums, durable, kept, run_folder
-from compress.comparing import compare_runs
 from compress.console import explain
 from compress.errors import ArtifactError, ResourceError
 from compress.events import Event
-from compress.kept import Finished
-from compress.origin import find_origin
+from compress.files import checksums, durable, run_folder
 from compress.pruning.sensitivity_table import Row, Table
-from compress.runner import run
-from compress.target_files import Layout, TargetFile
+from compress.running import kept
+from compress.running.kept import Finished
+from compress.running.origin import find_origin
+from compress.running.runner import run
+from compress.training.target_files import Layout, TargetFile
+from compress.verbs.comparing import compare_runs
 
 FULL = errno.ENOSPC
 

@@ -19,7 +19,6 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from compress.archive import leads_outside, members
 from compress.config import as_named
 from compress.data import Preprocessing, image_folder
 from compress.data import files as image_files
@@ -28,10 +27,11 @@ from compress.data.image_folder import ImageFolder
 from compress.data.npz import Npz, arrays
 from compress.data.unlabelled import Unlabelled
 from compress.errors import DataError, ModelError
+from compress.files.archive import leads_outside, members
+from compress.files.onnx_file import read_onnx, read_whole
 from compress.measure.file import read_file, session
 from compress.models import MODELS
-from compress.onnx_file import read_onnx, read_whole
-from compress.weights import load_weights
+from compress.weights.loading import load_weights
 
 # What means harm: the table of `malicious.py`, all of it through the command line, in one other process
 
@@ -127,7 +127,7 @@ def test_weights_beside_the_file_are_read_from_where_they_lie(offset: int, tmp_p
 def test_one_file_for_a_thousand_tensors_counts_a_thousand_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.onnx_tensors.LIMIT_BYTES", 2**20)
+    monkeypatch.setattr("compress.files.onnx_tensors.LIMIT_BYTES", 2**20)
     (tmp_path / "w.bin").write_bytes(bytes(2**12))
     model = malicious_onnx.net(stored={f"w{i}": np.zeros(2**10, np.float32) for i in range(300)})
     for tensor in model.graph.initializer[1:]:
@@ -138,7 +138,7 @@ def test_one_file_for_a_thousand_tensors_counts_a_thousand_times(
 
 
 def test_numbers_that_unpack_to_many_times_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.onnx_wire.PACKED_BYTES", 1000)
+    monkeypatch.setattr("compress.files.onnx_wire.PACKED_BYTES", 1000)
     model = malicious_onnx.net(stored={"v": np.ones(1)})
     tensor = model.graph.initializer[1]
     tensor.CopyFrom(helper.make_tensor("v", onnx.TensorProto.INT64, [2000], [1] * 2000))

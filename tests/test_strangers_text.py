@@ -27,20 +27,20 @@ from tiny import raw_pipeline
 import compress.console as console
 import compress.report.page as page
 from compress import cli
-from compress.catalogue import TABLES, check_members
-from compress.comparing import show
 from compress.config import Config
 from compress.console import explain, one_line, plain, say, show_rows
 from compress.errors import ConfigError, DataError
 from compress.measure.confusion import changes
 from compress.pipeline import parsed
-from compress.proof import write_predictions
 from compress.report import Curve, Layer, LeftFloat, Report, Rounding, html, markdown, pictures, read, write
 from compress.report.comparison import compare
 from compress.report.comparison_page import render as render_comparison
 from compress.report.legible import legible
 from compress.row import Control, Distribution
+from compress.running.proof import write_predictions
 from compress.showing.screen import Screen
+from compress.verbs.catalogue import TABLES, check_members
+from compress.verbs.comparing import show
 
 ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 ROWS = 16

@@ -13,13 +13,13 @@ from tiny import raw_pipeline, tiny_pipeline
 from compress.data.base import InMemory
 from compress.errors import ConfigError, ResourceError
 from compress.losses import KD, CrossEntropy
-from compress.objective import Tutor
 from compress.pipeline import parsed
 from compress.recipe import Training
-from compress.runner import run
-from compress.smoke import for_smoke
+from compress.running.runner import run
+from compress.running.smoke import for_smoke
 from compress.stages import Distill
-from compress.train import Progress, fit
+from compress.training.objective import Tutor
+from compress.training.train import Progress, fit
 
 
 def test_images_without_labels_do_not_thin_out_a_training_on_labels_alone(images):

@@ -16,7 +16,7 @@ from compress.errors import ConfigError
 from compress.models.timm import Timm
 from compress.net import Net, Spec, build, load, save
 from compress.pipeline import parsed
-from compress.weights import load_weights
+from compress.weights.loading import load_weights
 
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 NETS = ["resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite0"]

@@ -8,16 +8,16 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compress.averaging import update_average
 from compress.data.base import InMemory, Split
 from compress.edits.quantizers import ActivationQuantizer
 from compress.errors import DataError, TrainingError
-from compress.loop import batch_size_for
 from compress.losses import KD, CrossEntropy
-from compress.objective import Tutor
-from compress.predicting import accuracy, predict
 from compress.recipe import Training, optimizer_for, schedule_for
-from compress.train import Progress, fit
+from compress.training.averaging import update_average
+from compress.training.loop import batch_size_for
+from compress.training.objective import Tutor
+from compress.training.predicting import accuracy, predict
+from compress.training.train import Progress, fit
 
 CPU = torch.device("cpu")
 LABELS = (CrossEntropy(),)
@@ -403,7 +403,7 @@ def test_every_epoch_is_told(images):
 
 
 def test_long_epochs_are_told_on_the_way(images, monkeypatch):
-    monkeypatch.setattr("compress.loop.STEP_EVENT_EVERY_S", -1)
+    monkeypatch.setattr("compress.training.loop.STEP_EVENT_EVERY_S", -1)
     events = []
     train(images, network(), epochs=1, batch_size=16, emit=events.append)
     assert [(e["event"], e["step"]) for e in events] == [*(("step", i) for i in (1, 2, 3, 4)), ("epoch", 4)]

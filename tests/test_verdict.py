@@ -4,7 +4,7 @@ import pytest
 
 from compress.pipeline import Budget
 from compress.row import Latency, Row
-from compress.verdict import at_chance, judge_budget, judge_run
+from compress.running.verdict import at_chance, judge_budget, judge_run
 
 BASELINE = Row(
     net="baseline",

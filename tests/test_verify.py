@@ -11,19 +11,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_pipeline
 
-from compress import durable
-from compress.conclusion import Outcome
 from compress.errors import ConfigError, DataError, ExportError, ModelError
 from compress.export.reading import Reading
 from compress.export.seal import seal
+from compress.files import durable
 from compress.measure.accuracy import Accuracy
 from compress.measure.identity import differing_layers
 from compress.measure.layerwise import LayerNoise
 from compress.measure.verification import Check, Verification, render
 from compress.net import load
-from compress.proof import Proof, require_agreement
-from compress.runner import run
-from compress.verifying import verify
+from compress.running.conclusion import Outcome
+from compress.running.proof import Proof, require_agreement
+from compress.running.runner import run
+from compress.verbs.verifying import verify
 
 TRAINING = {"epochs": 2, "batch_size": 16, "lr": 0.01}
 INT8, FLOAT = "models/quantize.int8.onnx", "models/baseline.onnx"

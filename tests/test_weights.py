@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models import MODELS
-from compress.weights import is_file, load_weights, preprocessing, published
+from compress.weights.loading import is_file, load_weights, preprocessing, published
 
 
 def network(classes: int = 4, channels: int = 3, width: int = 8, seed: int = 0) -> nn.Sequential:

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from compress import cli
-from compress.conclusion import Conclusion, Outcome
 from compress.config import Config
 from compress.distributed.slices import own
 from compress.errors import ExportError
-from compress.lock import locked
+from compress.files.lock import locked
 from compress.losses import LOSSES
 from compress.losses.base import Batch
 from compress.models import MODELS
+from compress.running.conclusion import Conclusion, Outcome
 from compress.weighting import Weight
 
 PROCESSES = 2
@@ -133,9 +133,9 @@ def make_operators_once() -> None:
 def quickly() -> Iterator[None]:
     """Without what takes most of a small run's time and is the same in several processes."""
     with (
-        patch("compress.runner.preflight", lambda *_, **__: None),
+        patch("compress.running.runner.preflight", lambda *_, **__: None),
         patch("compress.measure.latency.TURN_S", 0.002),
-        patch("compress.runner.endings_of", lambda pipeline, *_: [None] * len(pipeline.stages)),
+        patch("compress.running.runner.endings_of", lambda pipeline, *_: [None] * len(pipeline.stages)),
     ):
         yield
 

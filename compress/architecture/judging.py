@@ -12,7 +12,7 @@ from compress.data.base import Data, InMemory, Split, spread
 from compress.distributed.group import current
 from compress.edits.graph import evaluating
 from compress.errors import DataError
-from compress.predicting import accuracy, inputs_of, predict
+from compress.training.predicting import accuracy, inputs_of, predict
 
 MOST = 2048  # validation images; more would rank candidates no differently
 FOR_STATISTICS = 512  # training images

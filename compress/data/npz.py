@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from compress.archive import members
 from compress.data.assemble import assemble
 from compress.data.base import Data, MissingData, Preprocessing, Split
 from compress.data.pictures import in_memory, reason
 from compress.data.split import Labelled, complete
 from compress.errors import DataError, ResourceError
+from compress.files.archive import members
 
 KEYS = {
     "class_names",

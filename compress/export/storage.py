@@ -7,10 +7,10 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto
 
-from compress import durable
 from compress.errors import ExportError
 from compress.export.reading import Reading, values
 from compress.export.targets import OPSET_OF_INT4, TARGETS
+from compress.files import durable
 
 SMALLEST, LARGEST = -8, 7
 HALF_MAX = float(np.finfo(np.float16).max)

@@ -22,9 +22,9 @@ from compress.functions.given import (
     require_module,
 )
 from compress.losses.base import Outputs
-from compress.objective import Objective, Tutor
 from compress.recipe import Training, optimizer_for, schedule_for
 from compress.stages.distill import DEFAULT_LOSSES, Distill
+from compress.training.objective import Objective, Tutor
 
 REMEMBERING = ("crd",)  # losses that know images by their place in the data, which batches do not have
 

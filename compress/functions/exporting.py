@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress import durable
 from compress.edits.graph import evaluating
 from compress.errors import ConfigError, ExportError
 from compress.export.onnx import Export
+from compress.files import durable
 from compress.functions.given import LOG, checked, data_of, net_of
 from compress.measure.file import outputs, session
 from compress.measure.layerwise import Power
 from compress.net import Net
-from compress.proof import Prover
+from compress.running.proof import Prover
 
 # Of the file's logits against the module's, signal to noise. Float kernels sum in another order; int8 ones round ties
 # in another way, which a few layers on can be a step of the grid.

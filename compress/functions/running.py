@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from compress import runner
-from compress.catalogue import check_members
 from compress.config import near
 from compress.errors import ConfigError, ExportError
 from compress.events import Listener, ignore
@@ -15,6 +13,8 @@ from compress.pipeline import Pipeline, parsed, read
 from compress.plugins import load_plugins
 from compress.report.content import Report
 from compress.row import Row
+from compress.running import runner
+from compress.verbs.catalogue import check_members
 from compress.yamlfile import apply_override
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from compress.files.onnx_file import read_whole
 from compress.measure.coverage import Coverage, coverage
 from compress.measure.file import count_macs
 from compress.measure.latency import measure_latency
-from compress.onnx_file import read_whole
 from compress.row import Latency
 
 

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from compress.errors import ExportError, ModelError
 from compress.export.reading import values
-from compress.onnx_file import read_whole
+from compress.files.onnx_file import read_whole
 
 # Which dimensions of the output are positions: a Conv gives (batch, channels, *positions), a MatMul channels last.
 POSITIONS = {

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from compress import checksums
 from compress.config import Config, fingerprint
 from compress.data.base import Data
 from compress.errors import ArtifactError
 from compress.events import Listener, ignore
+from compress.files import checksums
 from compress.measure.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupted
 from compress.measure.file import outputs, session
 

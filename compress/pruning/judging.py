@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from compress.data.base import Data, Split, spread
 from compress.errors import DataError, ModelError
 from compress.events import Listener, ignore
-from compress.predicting import inputs_of
 from compress.pruning.channels import Prunable
 from compress.pruning.masking import Masked
+from compress.training.predicting import inputs_of
 
 ENOUGH = 100  # validation images to judge by; with fewer, training images are used
 JUDGED_PIXELS, MOST_JUDGED, FEWEST_JUDGED = 2**21, 512, 128  # a search looks at them hundreds of times

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress import durable
 from compress.errors import ConfigError
+from compress.files import durable
 from compress.pruning.costs import Floats, LayerCosts
 
 COLUMNS = ("layer", "inputs", "outputs", "ms")

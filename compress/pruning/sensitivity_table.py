@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from compress import durable
+from compress.files import durable
 
 DIGITS = 16  # of a row's SHA-256
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from compress import durable
 from compress.errors import ConfigError
+from compress.files import durable
 from compress.report import html, json, markdown, model_card, pictures
 from compress.report.charts import Others
 from compress.report.comparison import data_of

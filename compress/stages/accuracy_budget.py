@@ -24,8 +24,8 @@ from compress.edits.quantizers import (
 )
 from compress.errors import DataError
 from compress.net import Net, build
-from compress.predicting import accuracy, inputs_of, predict
 from compress.stages.base import Env
+from compress.training.predicting import accuracy, inputs_of, predict
 
 RANKING_IMAGES = 64
 

@@ -8,18 +8,18 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from compress.checkpoint import Checkpoints
 from compress.data.base import Data
 from compress.events import Event, Listener, ignore
-from compress.loop import Progress
 from compress.losses.base import Loss
 from compress.net import Net
-from compress.objective import Blend, Tutor
 from compress.pruning.magnitude import kept_zero, sparse_layers
 from compress.recipe import NONE_APART, Apart, Training
 from compress.stages.soft_labels import TARGETS, SoftLabels, with_targets
-from compress.state import Companion
-from compress.train import fit
+from compress.training.checkpoint import Checkpoints
+from compress.training.loop import Progress
+from compress.training.objective import Blend, Tutor
+from compress.training.state import Companion
+from compress.training.train import fit
 
 AUTO = SoftLabels()
 

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
 from compress.net import Net, build
-from compress.predicting import accuracy, predict
 from compress.pruning.magnitude import sparse_layers
 from compress.recipe import Training
 from compress.stages.base import Env, forget, teach
 from compress.stages.soft_labels import SoftLabels
+from compress.training.predicting import accuracy, predict
 
 
 class BornAgain(Config):

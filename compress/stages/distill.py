@@ -7,10 +7,10 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_
 from compress.config import Config, OneOf
 from compress.losses import KD, LOSSES, CrossEntropy, Loss
 from compress.net import Net
-from compress.objective import Blend
 from compress.recipe import Training
 from compress.stages.base import Env, teach
 from compress.stages.soft_labels import SoftLabels
+from compress.training.objective import Blend
 
 Losses = tuple[Annotated[Loss, OneOf(LOSSES)], ...]
 _SHARES = TypeAdapter(Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)])

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from compress.config import Config, OneOf
 from compress.errors import ModelError, TrainingError
-from compress.finite import first_non_finite
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.losses.base import UNLABELLED, Batch, Lesson, soft_divergence
 from compress.models import MODELS, Architecture
@@ -20,6 +19,7 @@ from compress.net import Net, Spec, build, probe
 from compress.recipe import Training
 from compress.stages.base import Env, teach
 from compress.stages.born_again import fresh, validation
+from compress.training.finite import first_non_finite
 from compress.weighting import Weight, at
 
 

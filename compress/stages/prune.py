@@ -15,7 +15,6 @@ from compress.distributed.group import current
 from compress.edits.channels import Channels
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
-from compress.predicting import inputs_of
 from compress.pruning.allocation import ALLOCATIONS, Allocation, Judge, Uniform
 from compress.pruning.channels import Prunable
 from compress.pruning.importance import IMPORTANCES, Examples
@@ -23,6 +22,7 @@ from compress.pruning.plan import Limit, Plan, Planned, PlanSearch
 from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
 from compress.stages.pruning_target import Narrowing, target_for
+from compress.training.predicting import inputs_of
 
 TARGETS = ("keep_macs", "keep_params", "max_bytes", "max_latency_ms", "latency_ratio")
 GRADIENT_IMAGES, BATCH = 256, 64

@@ -22,10 +22,10 @@ from compress.edits.ranges import RANGES, Dynamic, Estimator, MovingAverage, Mov
 from compress.errors import DataError
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
-from compress.predicting import inputs_of
 from compress.recipe import Apart, Training, filled
 from compress.stages.accuracy_budget import take_over, within_budget
 from compress.stages.base import Env, teach
+from compress.training.predicting import inputs_of
 
 FEW_IMAGES = 100
 BATCH = 64

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, field_validator
 
 import compress.pruning.sensitivity as sensitivity
-from compress import durable
 from compress.config import Config
 from compress.distributed.group import current
+from compress.files import durable
 from compress.losses import CrossEntropy, Loss
 from compress.net import Net
 from compress.pruning.sensitivity import By

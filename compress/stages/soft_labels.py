@@ -18,12 +18,12 @@ from compress.edits.graph import evaluating
 from compress.environment import free_bytes
 from compress.errors import ConfigError
 from compress.events import Listener
-from compress.feed import joined
 from compress.losses.base import Loss
-from compress.objective import Tutor
 from compress.recipe import Training
-from compress.target_files import Layout, require_room
-from compress.targets import Targets, compute, find, layout_for
+from compress.training.feed import joined
+from compress.training.objective import Tutor
+from compress.training.target_files import Layout, require_room
+from compress.training.targets import Targets, compute, find, layout_for
 
 ASKED_TOGETHER = 512  # images a teacher sees at once where its outputs are kept
 TARGETS = "targets"  # the folder of a run that teachers' outputs are kept in

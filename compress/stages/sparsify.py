@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from compress.config import Config, OneOf
 from compress.edits.sparse import Sparse
 from compress.errors import ConfigError
-from compress.loop import batch_size_for
 from compress.losses import LOSSES, CrossEntropy, Loss
 from compress.net import Net
 from compress.pruning.magnitude import MagnitudePruning, after_each_step, chosen_layers, cubic
 from compress.recipe import Training, filled
 from compress.stages.base import Env, teach
-from compress.state import Companion
+from compress.training.loop import batch_size_for
+from compress.training.state import Companion
 
 GROWING_PART = 2 / 3  # of all steps; in the rest the weights that are left recover
 REMOVALS_AN_EPOCH = 8

@@ -1,0 +1,72 @@
+"""What `compress validate` tries beyond reading the file: data, weights, nets and stages, on a handful of images."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from compress.edits.graph import folded
+from compress.errors import CompressError, DataError
+from compress.pipeline import Pipeline
+from compress.running.preflight import ready, rehearse_losses
+from compress.running.smoke import CLASSES, few_images, for_smoke, made_up
+from compress.stages import Env, untrained
+
+IMAGES = 2
+# Where torch lets a mode take over: initialisations of its layers, and the filling of a tensor that the others use.
+RANDOM = ("kaiming_uniform_", "uniform_", "normal_")
+
+
+class Zeros(TorchFunctionMode):
+    """Inside, weights start at zero: of a teacher only shapes are asked, and random numbers take a big net seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Any call of torch."""
+        if getattr(func, "__name__", "") in RANDOM and args:
+            with torch.no_grad():
+                return args[0].zero_()
+        return func(*args, **kwargs or {})
+
+
+def objections(pipeline: Pipeline) -> Iterator[CompressError]:
+    """All that would stop a smoke run, as far as it shows without training and exporting; nothing is downloaded."""
+    brief = for_smoke(pipeline, [])
+    try:
+        # These may have to be downloaded; what the pipeline says of them is checked on made-up ones.
+        sources = made_up(brief, IMAGES) if brief.data.name in CLASSES else few_images(brief, []).smaller(IMAGES)
+    except DataError as error:
+        yield error
+        try:
+            sources = made_up(brief, IMAGES)
+        except DataError:
+            return  # what the pipeline says of its data is what is wrong
+    teachers = []
+    for i, (name, teacher) in enumerate(zip(brief.teacher_names, brief.teacher, strict=True)):
+        try:
+            with Zeros():
+                teachers.append(ready(teacher.model, sources.of_teacher(i), brief.seed))
+            folded(teachers[-1].module)
+        except CompressError as error:
+            yield type(error)(f"{name}: {error}")
+    heard = len(teachers) == len(brief.teacher)
+    data = sources.data
+    where = "student"
+    try:
+        net = ready(brief.student, data, brief.seed)
+        folded(net.module)  # what cannot be traced cannot be exported
+        for i, stage in enumerate(brief.stages):
+            where = f"stages.{i}.{stage.name}"
+            env = Env(
+                data=data,
+                teachers=tuple(teachers),
+                views=sources.views,
+                device=torch.device("cpu"),
+                seed=brief.seed,
+                stage=stage.name,
+            )
+            if heard:
+                rehearse_losses(stage, net, env)
+            net = untrained(stage)(net, env)
+    except CompressError as error:
+        yield type(error)(f"{where}: {error}")

@@ -1,0 +1,1 @@
+"""Weights that somebody brings, found again in a network."""
