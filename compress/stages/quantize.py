@@ -80,6 +80,7 @@ class Quantize(Config):
         quantized.module.eval()
         if self.max_accuracy_drop is None:
             return quantized
+        assert reference is not None
         again = self.calibrated(batches)
         return within_budget(
             quantized, Net(net.spec, reference), env, self.max_accuracy_drop, again, copy.deepcopy(net.module)
@@ -89,12 +90,13 @@ class Quantize(Config):
         """Without a limit on the accuracy, which means nothing where nothing was learnt."""
         return self.model_copy(update={"max_accuracy_drop": None})
 
-    def rounding(self, net: Net, env: Env, batches: Callable[[], Iterable[Tensor]]) -> tuple[Net, nn.Module]:
-        """The net with calibrated quantizers, and the folded float net that it came from."""
+    def rounding(self, net: Net, env: Env, batches: Callable[[], Iterable[Tensor]]) -> tuple[Net, nn.Module | None]:
+        """The net with calibrated quantizers, and where it is compared with the float net, that one, folded."""
         edit = self.edit(net)
-        reference = folded(net.module)
-        quantized = Net(net.spec.edited(edit), edit(copy.deepcopy(net.module)).to(env.device))
-        if self.equalize:
+        compared = self.equalize or self.correct_bias or self.max_accuracy_drop is not None
+        reference = folded(net.module) if compared else None
+        quantized = Net(net.spec.edited(edit), edit(net.module).to(env.device))
+        if self.equalize and reference is not None:
             equalization.without_relu6(reference)
             env.note(f"{equalization.equalize(reference)} pairs of layers were equalised")
             take_over(quantized.module, reference)
@@ -103,7 +105,7 @@ class Quantize(Config):
             env.note("weights are stored in 4 bits; ONNX Runtime widens them when it loads the file, and computes in 8")
         for remark in self.calibrated(batches)(quantized.module):
             env.warn(remark)
-        if self.correct_bias:
+        if self.correct_bias and reference is not None:
             assert isinstance(quantized.module, fx.GraphModule)
             images = torch.cat([*itertools.islice(batches(), CORRECTION_IMAGES // BATCH)])
             count = bias_correction.correct_bias(quantized.module, reference.to(env.device), images)
