@@ -100,6 +100,26 @@ def test_the_result_table_is_the_published_report() -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_from_a_clone_to_a_report_on_ones_own_images(tmp_path: Path) -> None:
+    lines = re.findall(r"^ {4}\.venv/bin/compress (.+)$", README, re.MULTILINE)
+    page = (DOCS / "how-to" / "images.md").read_text(encoding="utf-8")
+    assert lines == re.findall(r"^ {4}\.venv/bin/compress (.+)$", page, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["init", "run"]  # behind `git clone` and `make setup`
+    random = np.random.default_rng(0)
+    for shade, name in ((60, "dark"), (190, "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = np.clip(random.normal(shade, 30, (40, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    done(tmp_path, *shlex.split(lines[0]))
+    done(tmp_path, *shlex.split(lines[1]), "--smoke")
+    report = json.loads((tmp_path / "reports" / "mine-smoke" / "report.json").read_text())
+    assert report["data"]["class_names"] == ["dark", "light"]
+    assert report["rows"][-1]["int8"]
+    assert (tmp_path / "reports" / "mine-smoke" / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
 def test_every_block_on_quantization_runs(folder: Path) -> None:
     blocks = re.findall(r"```(\w+)\n(.*?)```", (DOCS / "quantization.md").read_text(encoding="utf-8"), re.DOTALL)
     assert [kind for kind, _ in blocks] == ["yaml", "sh"]
