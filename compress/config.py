@@ -77,7 +77,8 @@ class Config(BaseModel):
     their defaults.
     """
 
-    # Numbers become text where text is wanted, because `class_names: [0, 1]` is how anyone would write it.
+    # Numbers become text where text is wanted, because `class_names: [0, 1]` is how anyone would write it. What checks
+    # a class is built when it is first used, because a command uses few of them.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,

@@ -54,8 +54,8 @@ GOOD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", GOOD, ids=str)
 def test_short_forms_pass_both(change: dict[str, Any], validator: Any) -> None:
-    parsed(PLAIN | change, "x")
-    validator.validate(PLAIN | change)
+    assert len(parsed(PLAIN | change, "x").stages) == len((PLAIN | change)["stages"])
+    assert [error.message for error in validator.iter_errors(PLAIN | change)] == []
 
 
 BAD: list[dict[str, Any]] = [

@@ -324,6 +324,8 @@ def test_a_run_folder_may_be_a_link_to_one(tmp_path: Path) -> None:
     (tmp_path / "large disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "large disk")
     run_folder.make(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "large disk").is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO])
