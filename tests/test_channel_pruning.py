@@ -13,8 +13,8 @@ from compress.edits.channels import Channels
 from compress.edits.macs import count_macs
 from compress.errors import ArtifactError, ConfigError, ModelError
 from compress.models.cifar import MobileNetV2Cifar
-from compress.pruning.channels import Pruned, prune_channels
-from compress.pruning.plan import ladder
+from compress.pruning.channels import Prunable, Pruned, prune_channels
+from compress.pruning.plan import Limit, ladder, plan_widths
 
 FAMILIES = {
     "mobilenet_v2": "classifier.1",
@@ -93,6 +93,18 @@ def test_families_meet_the_target_aligned_and_rebuild_bit_identically(name: str)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(rebuilt.eval()(x), pruned.module.eval()(x))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_edit_is_known_before_the_cut(name: str) -> None:
+    dense = build(name)
+    prunable = Prunable(copy.deepcopy(dense), image())
+    limit = Limit("keep_macs", 0.5, count_macs(dense, image()))
+    widths = [int(width) for width in plan_widths(prunable.macs, prunable.scored, limit, None).widths]
+    planned = prunable.narrowed(widths)
+    assert planned.sizes
+    # In its order as well: the description of a net that is planned is, to the letter, that of the one that was cut.
+    assert planned.model_dump_json() == Channels.of(prunable.cut(widths), dense).model_dump_json()
 
 
 @pytest.mark.parametrize("keep_macs", [0.9, 0.75, 0.3, 0.15])

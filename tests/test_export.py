@@ -21,6 +21,7 @@ from compress.measure.file import count_macs
 from compress.models import MODELS
 from compress.models.mobilenet_v1 import MobileNetV1
 from compress.net import Net, Spec, build
+from compress.pruning.channels import Prunable
 
 METADATA = {"class_names": '["a", "b"]', "mean": "[0.4, 0.5, 0.6]", "architecture": "tiny"}
 
@@ -47,6 +48,44 @@ def test_the_file_computes_what_the_net_computes_for_any_batch(pair, batch):
     ours, theirs = said(net, x), run(model, x)
     assert theirs.shape == (batch, 4)
     np.testing.assert_allclose(theirs, ours, atol=0.02 if net.int8 else 1e-5)
+
+
+@pytest.fixture(scope="module")
+def of_two_widths() -> dict[str, Net]:
+    """A net with depthwise convolutions, whole and cut to half its widths, both int8."""
+    whole = build(Spec(architecture=MobileNetV1(width=0.25), classes=10, image=(3, 32, 32)), seed=0)
+    prunable = Prunable(copy.deepcopy(whole.module.eval()), whole.example(1))
+    edit = prunable.narrowed([group.width // 2 for group in prunable.groups])
+    half = Net(whole.spec.edited(edit), edit(copy.deepcopy(whole.module)).eval())
+    return {"whole": quantized(whole), "half": quantized(half)}
+
+
+@pytest.mark.parametrize("first", ["whole", "half"])
+def test_a_sketch_is_the_file_whichever_width_was_traced(of_two_widths, first, monkeypatch):
+    exporter, traced = Exporter(Export(), MEAN, STD), []
+    trace = Exporter.traced
+    monkeypatch.setattr(Exporter, "traced", lambda self, *args: traced.append(1) or trace(self, *args))
+    order = sorted(of_two_widths, key=lambda name: name != first)
+    sketches = {name: exporter.sketch(of_two_widths[name]) for name in order}
+    assert len(traced) == 1
+    x = drawn(3, 3, 32, 32)
+    for name, sketch in sketches.items():
+        file = exported(of_two_widths[name])
+        assert np.array_equal(run(sketch, x), run(file, x))
+        assert abs(sketch.ByteSize() - file.ByteSize()) < 200
+        assert coverage(sketch).operators == coverage(file).operators
+
+
+def test_what_was_traced_for_a_sketch_serves_the_file_to_the_byte(of_two_widths):
+    net = of_two_widths["half"]
+    exporter = Exporter(Export(), MEAN, STD)
+    exporter.sketch(net)
+    again = Net(net.spec, copy.deepcopy(net.module))
+    with torch.no_grad():
+        next(again.module.parameters()).mul_(1.5)
+    known = len(exporter.graphs)
+    assert exporter(again, METADATA) == Exporter(Export(), MEAN, STD)(again, METADATA)
+    assert len(exporter.graphs) == known == 1
 
 
 def test_the_file_is_what_was_promised(pair):

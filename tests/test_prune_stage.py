@@ -37,13 +37,13 @@ class Law:
 
     def __init__(self, time: Any, size: Any = None) -> None:
         self.time, self.size = time, size or time
-        self.calls = 0
+        self.glances: list[bool] = []
 
     def bytes(self, net: Net) -> int:
         return int(self.size(net))
 
-    def milliseconds(self, nets: Mapping[str, Net]) -> Mapping[str, float]:
-        self.calls += 1
+    def milliseconds(self, nets: Mapping[str, Net], *, glance: bool = False) -> Mapping[str, float]:
+        self.glances.append(glance)
         return {name: self.time(net) for name, net in nets.items()}
 
     def layers(self, net: Net) -> Mapping[str, float]:
@@ -161,6 +161,13 @@ def test_slower_by_chance_is_not_slower(env: Env) -> None:
     env, _, warnings = noted(replace(env, ending=Law(lambda net: 1.04 if net.spec.edits else 1.0)))
     untrained(Prune())(mobilenet(), env)
     assert not warnings
+
+
+@pytest.mark.parametrize(("part", "glances"), [(0.89, [True]), (0.91, [True, False])])
+def test_a_plan_that_is_clearly_faster_is_not_measured_at_length(env: Env, part: float, glances: list[bool]) -> None:
+    law = Law(lambda net: part if net.spec.edits else 1.0)
+    untrained(Prune())(mobilenet(), replace(env, ending=law))
+    assert law.glances == glances
 
 
 def test_steps_end_where_one_step_does(env: Env) -> None:

@@ -80,7 +80,7 @@ class Exporter:
         with torch.no_grad():
             whole, example = self.ready(net)
             if net.spec.key not in self.graphs:
-                self.graphs[net.spec.key] = self.traced(whole, example)
+                self.trace(net, whole, example)
             model = onnx.ModelProto()
             model.CopyFrom(self.graphs[net.spec.key])
             if not _fill(model, whole.state_dict()):
@@ -91,22 +91,18 @@ class Exporter:
         return self.finished(optimized, net, names, metadata)
 
     def sketch(self, net: Net) -> ModelProto:
-        """A file like that of `net`, made of the graph of a wider net of its kind where there is one: to be measured.
+        """A file like that of `net`, made of the graph of a net of other widths where there is one: to be measured.
 
         Errors are those of a call.
         """
-        kind = net.spec.model_copy(
-            update={"edits": tuple(edit for edit in net.spec.edits if not isinstance(edit, Channels))}
-        ).key
         with torch.no_grad():
             whole, example = self.ready(net)
-            if kind in self.kinds:
-                model = refitted(self.kinds[kind], whole.state_dict())
-                if model is not None:
-                    with contextlib.suppress(ExportError):
-                        return self.measurable(model, whole, net)
-            self.kinds[kind] = self.traced(whole, example)
-            return self.measurable(self.kinds[kind], whole, net)
+            known = self.kinds.get(_kind(net))
+            model = None if known is None else refitted(known, whole.state_dict())
+            if model is not None:
+                with contextlib.suppress(ExportError):
+                    return self.measurable(model, whole, net)
+            return self.measurable(self.trace(net, whole, example), whole, net)
 
     def measurable(self, traced: ModelProto, whole: nn.Module, net: Net) -> ModelProto:
         """A traced graph in its target's form."""
@@ -156,6 +152,12 @@ class Exporter:
             example = torch.zeros(batch, height, width, channels, dtype=torch.uint8)
         return whole.eval().cpu(), example
 
+    def trace(self, net: Net, whole: nn.Module, example: Tensor) -> ModelProto:
+        """The exporter's own graph of a net that is `ready`, for it and for all of its kind from now on."""
+        traced = self.traced(whole, example)
+        self.graphs[net.spec.key] = self.kinds[_kind(net)] = traced
+        return traced
+
     def traced(self, module: nn.Module, example: Tensor) -> ModelProto:
         """The exporter's own graph of a module; raises ExportError."""
         return _exported(module, example, self.config.opset, fixed=self.target.batch is not None)
@@ -180,6 +182,12 @@ def check(model: ModelProto, opset: int) -> None:
         raise ExportError(
             f"opset {opset} was asked for and the exporter wrote {written.get('')}; set export.opset to that"
         )
+
+
+def _kind(net: Net) -> str:
+    """What nets have in common that differ in widths alone."""
+    edits = tuple(edit for edit in net.spec.edits if not isinstance(edit, Channels))
+    return net.spec.model_copy(update={"edits": edits}).key
 
 
 def _exported(module: nn.Module, example: Tensor, opset: int, *, fixed: bool) -> ModelProto:

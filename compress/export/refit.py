@@ -1,4 +1,4 @@
-"""Putting narrower layers into the graph of a wider net of the same kind, which saves tracing it again.
+"""Putting layers of other widths into the graph of a net of the same kind, which saves tracing it again.
 
 For measuring only: a file that is kept is always traced, so that its bytes do not depend on what was traced before.
 """
@@ -24,7 +24,7 @@ def refitted(model: ModelProto, state: Mapping[str, Tensor]) -> ModelProto | Non
         return None
     copy = ModelProto()
     copy.CopyFrom(model)
-    del copy.graph.value_info[:]  # shapes of the wider net
+    del copy.graph.value_info[:]  # shapes of the other net
     for tensor in copy.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(state[tensor.name].contiguous().numpy(), tensor.name))
     producers = {output: node for node in copy.graph.node for output in node.output}

@@ -128,7 +128,7 @@ class Prunable:
         return np.array([[group.width - width for group, width in zip(self.groups, widths, strict=True)]], np.float64)
 
     def narrowed(self, widths: Sequence[int]) -> Channels:
-        """The sizes that all layers would have at these widths."""
+        """The sizes that layers would have at these widths: the edit that `cut` amounts to."""
         outputs, inputs = self.params.widths(self.removed(widths))
         sizes = {}
         for path, width, read in zip(self.params.paths, outputs[0].astype(int), inputs[0].astype(int), strict=True):
@@ -139,7 +139,8 @@ class Prunable:
             elif not isinstance(layer, nn.Conv2d | nn.Linear):
                 read = width
             sizes[path] = (int(read), int(width), int(groups))
-        return Channels(sizes=sizes)
+        now = Channels.of(self.module).sizes
+        return Channels(sizes={path: sizes[path] for path, size in now.items() if sizes.get(path, size) != size})
 
     def cut(self, widths: Sequence[int]) -> nn.Module:
         """Remove the least important channels for good; afterwards nothing else can be done with this object."""

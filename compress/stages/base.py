@@ -92,8 +92,11 @@ class Ending(Protocol):
         """The size of the net's final file."""
         ...
 
-    def milliseconds(self, nets: Mapping[str, Net]) -> Mapping[str, float]:
-        """Median time of each net's final file in ONNX Runtime, by name, all taking turns, as `benchmark` says."""
+    def milliseconds(self, nets: Mapping[str, Net], *, glance: bool = False) -> Mapping[str, float]:
+        """Median time of each net's final file in ONNX Runtime, by name, all taking turns, as `benchmark` says.
+
+        A `glance` takes less time, and tells apart what is far apart.
+        """
         ...
 
     def layers(self, net: Net) -> Mapping[str, float]:
