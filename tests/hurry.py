@@ -21,6 +21,7 @@ def hasty_timing() -> Iterator[None]:
         patch.setattr("compress.running.ending.FEWEST_ROUNDS", 1)
         patch.setattr("compress.running.ending.MOST_ROUNDS", 1)
         patch.setattr("compress.stages.pruning_target.SLOWER", 1000.0)
+        patch.setattr("compress.stages.pruning_target.CLEARLY_FASTER", 1000.0)
         yield
 
 
