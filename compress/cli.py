@@ -158,7 +158,8 @@ def _shown(outcome: Any, as_json: bool = False) -> int:
     from compress.report import wording
 
     show_rows(outcome.report)
-    _say(f"\n{outcome.report.verdict}: {wording.sentence(outcome.report)}")
+    _say(f"\n{outcome.report.verdict}: {wording.judgement(outcome.report)}")
+    _say(wording.sentence(outcome.report))
     for line in wording.over_seeds(outcome.report):
         _say(line)
     _say(f"report: {outcome.folder / 'report.html'}")

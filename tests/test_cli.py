@@ -533,6 +533,7 @@ def test_run_and_report(compress: Compress) -> None:
     assert [line.split()[0] for line in first.out.splitlines() if line][:5] == [
         "net", "baseline", "prune", "quantize", "quantize-ptq",
     ]  # fmt: skip
+    assert "\npass: All checks passed. No budget was set.\nThe int8 file is " in first.out
     assert "report: reports/p/report.html" in first.out
     told = json.loads(Path("reports/p/report.json").read_text())
     assert "compress run p.yaml" in Path("reports/p/report.md").read_text()

@@ -234,6 +234,11 @@ def _ratio(value: float, reference: float, words: tuple[str, str]) -> tuple[str,
     return numbers.times(ratio), words[0] if value < reference else words[1]
 
 
+def not_faster(onnx: str) -> str:
+    """How a warning begins that a run gives of an int8 file, with the causes behind it."""
+    return f"{onnx} is not faster than"
+
+
 def _slower_int8(report: Report) -> list[str]:
     found = []
     flags = str(report.environment.get("flags") or "").lower()
@@ -243,6 +248,8 @@ def _slower_int8(report: Report) -> list[str]:
         before = next((other for other in reversed(report.rows[:index]) if not other.int8), None)
         if not row.int8 or before is None or row.latency_ms.p50 < SLOWER * before.latency_ms.p50:
             continue
+        if any(text.startswith(not_faster(row.onnx)) for text in report.warnings):
+            continue  # the run said so itself, and looked for the causes
         found.append(
             f"int8 is slower than float on this machine: {row.net} takes "
             f"{numbers.milliseconds(row.latency_ms.p50)}, {before.net} in float "

@@ -15,6 +15,7 @@ from compress.measure.structure import NOT_JUDGED
 from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.report import Curve, OverSeeds, Report, UnderCorruption
+from compress.report.wording import not_faster
 from compress.row import Control, Distribution, Latency, Row
 from compress.running.corrupting import Subject, under_corruption
 from compress.running.kept import Finished
@@ -276,7 +277,7 @@ class Conclusion:
             found = slowness(self.out / row.onnx, cpu_flags())
             why = "; ".join(found) or "no cause that is known of: measure again on an idle machine"
             self.warn(
-                f"{row.onnx} is not faster than {before.onnx} here, "
+                f"{not_faster(row.onnx)} {before.onnx} here, "
                 f"{before.latency_ms.p50 / row.latency_ms.p50:.2f} times its speed. Likely causes: {why}"
             )
 
