@@ -26,6 +26,7 @@ from tiny import tiny_pipeline
 from compress import cli
 from compress.console import show_rows
 from compress.errors import ResourceError
+from compress.export.targets import TARGETS
 from compress.net import Spec, build
 from compress.running.plan import Costs, macs_of, plan, searched
 from compress.running.runner import run
@@ -373,7 +374,7 @@ def test_a_search_costs_its_trainings(scored_by: str) -> None:
     spec = Spec(architecture=MODELS["mobilenet_blocks"](), classes=4, image=(3, 32, 32))
     net = build(spec, 0)
     own = SimpleNamespace(macs=macs_of(net))
-    found = searched(stage, net, _step(own.macs), Costs(images=105, judged=50), own=1.0)
+    found = searched(stage, net, _step(own.macs), Costs(TARGETS["onnxruntime"], images=105, judged=50), own=1.0)
     judging = 12 * (50 + 512)
     if scored_by == "training":
         assert (found.epochs, found.images) == (24, 24 * 100)

@@ -109,6 +109,7 @@ def test_trying_leaves_nothing_behind(timed, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="nothing here compiles C++")
 def test_a_really_compiled_net_trains_as_the_plain_one_does():
     torch.manual_seed(0)

@@ -52,10 +52,14 @@ def test_the_file_computes_what_the_net_computes_for_any_batch(pair, batch):
 
 @pytest.fixture(scope="module")
 def of_two_widths() -> dict[str, Net]:
-    """A net with depthwise convolutions, whole and cut to half its widths, both int8."""
-    whole = build(Spec(architecture=MobileNetV1(width=0.25), classes=10, image=(3, 32, 32)), seed=0)
-    prunable = Prunable(copy.deepcopy(whole.module.eval()), whole.example(1))
+    """A net with a depthwise convolution and a flattening, whole and cut to half its widths, both int8."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU6()]
+    layers += [nn.Conv2d(16, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)]
+    whole = Net(SPEC, nn.Sequential(*layers).eval())
+    prunable = Prunable(copy.deepcopy(whole.module), whole.example(1))
     edit = prunable.narrowed([group.width // 2 for group in prunable.groups])
+    assert edit.sizes["2"] == (8, 8, 8)
     half = Net(whole.spec.edited(edit), edit(copy.deepcopy(whole.module)).eval())
     return {"whole": quantized(whole), "half": quantized(half)}
 
@@ -68,7 +72,7 @@ def test_a_sketch_is_the_file_whichever_width_was_traced(of_two_widths, first, m
     order = sorted(of_two_widths, key=lambda name: name != first)
     sketches = {name: exporter.sketch(of_two_widths[name]) for name in order}
     assert len(traced) == 1
-    x = drawn(3, 3, 32, 32)
+    x = drawn(3, 3, 16, 16)
     for name, sketch in sketches.items():
         file = exported(of_two_widths[name])
         assert np.array_equal(run(sketch, x), run(file, x))

@@ -11,6 +11,8 @@ from compress.architecture.sharing import SAMPLED
 from compress.architecture.space import Choices, Rungs
 from compress.data import Data, MissingData
 from compress.edits.macs import count_macs
+from compress.export.size import expected_bytes
+from compress.export.targets import TARGETS, Target
 from compress.net import Net, Spec, build
 from compress.pipeline import Pipeline
 from compress.recipe import Training
@@ -33,7 +35,7 @@ BACKWARD = 2.0  # a backward pass costs about two forward passes
 
 @dataclass(frozen=True)
 class Step:
-    """One net of the plan: parameters, MACs for one image, bytes of its ONNX file, and what it takes to make it.
+    """One net of the plan: parameters, MACs for one image, bytes to expect of its file, and what it takes to make it.
 
     `epochs` is None where nothing is to be trained; `images`, all that are seen in training, and `seconds` are None
     where the number of images is not known. `beside` are nets that are trained along and measured too.
@@ -77,8 +79,10 @@ class Costs:
     """What training costs here: `images` in an epoch, None where that is not known, and `judged` on validation.
 
     A forward pass of all teachers takes `lesson` seconds for an image, that of a net what `forward_seconds` says.
+    Files are made for `target`.
     """
 
+    target: Target
     images: int | None
     judged: int
     lesson: float = 0.0
@@ -103,7 +107,7 @@ def plan(pipeline: Pipeline) -> Plan:
     sources, images, remarks = look_at_data(pipeline)
     data = sources.data
     student = stand_in(pipeline.student, data, pipeline.seed)
-    steps, costs = [], Costs(images, len(data.val))
+    steps, costs = [], Costs(TARGETS[pipeline.export.target], images, len(data.val))
     for i, (name, given) in enumerate(zip(pipeline.teacher_names, pipeline.teacher, strict=True)):
         teacher = stand_in(given.model, sources.of_teacher(i), pipeline.seed)
         took = forward_seconds(teacher)
@@ -158,7 +162,7 @@ def step(name: str, net: Net, training: Training, epochs: int, costs: Costs, own
     """A line of the plan; a forward pass takes `own` seconds for one image, and all lessons `lessons` seconds."""
     seen = costs.seen(training, epochs)
     seconds = None if seen is None else seen * own * (1 + BACKWARD) + (lessons if epochs else 0.0)
-    size = net.params * (1 if net.int8 else 4)
+    size = expected_bytes(net, costs.target)
     return Step(name, net.spec.architecture.name, net.params, macs_of(net), size, epochs, seen, seconds)
 
 

@@ -71,7 +71,7 @@ def _net(root: Tree, step: Step) -> Tree:
 
 def _costs(step: Step) -> str:
     parts = [
-        f"{step.params:,} parameters", f"{step.macs / 1e6:,.2f} MMAC", f"file {step.bytes / 1000:,.0f} kB",
+        f"{step.params:,} parameters", f"{step.macs / 1e6:,.2f} MMAC", f"file ≈ {step.bytes / 1000:,.0f} kB",
         f"disk {step.disk_bytes / 1e6:,.1f} MB",
     ]  # fmt: skip
     if step.epochs is None:
