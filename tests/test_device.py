@@ -21,6 +21,7 @@ from compress.errors import ArtifactError
 from compress.export.onnx import Export
 from compress.files import run_folder
 from compress.files.checksums import sha256
+from compress.pipeline import Pipeline
 from compress.report import read
 from compress.running import runner
 from compress.running.proof import Prover
@@ -39,18 +40,22 @@ PI_5 = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one stage, with a float file, an int8 one and no teacher."""
-    out = tmp_path_factory.mktemp("device") / "run"
+def pipeline(**quantize) -> Pipeline:
+    """One stage, with a float file, an int8 one and no teacher."""
     training = {"epochs": 1, "batch_size": 16}
-    pipeline = tiny_pipeline(
+    return tiny_pipeline(
         teacher=None,
         data={"synthetic": {"size": 16, "classes": 4, "samples": 40}},
         baseline={"training": training},
-        stages=[{"quantize": {"method": "ptq"}}],
+        stages=[{"quantize": {"method": "ptq", **quantize}}],
     )
-    runner.run(pipeline, out)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of it."""
+    out = tmp_path_factory.mktemp("device") / "run"
+    runner.run(pipeline(), out)
     return out
 
 
@@ -322,6 +327,32 @@ def test_figures_of_devices_come_into_the_report(run: Path, models: Path, tmp_pa
     found = report_again(out, [Path("pi.json")]).devices
     assert [(device.name, device.threads) for device in found] == [("a <b>board</b>", 1), ("a phone", 2)]
     assert newer["settings"]["threads"] == 2
+
+
+def test_a_later_run_has_the_figures_of_devices_as_long_as_its_files_are_the_same(
+    run: Path, models: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(run, tmp_path / "run")
+    measured("--name", "../a phone")
+    devices = report_again(out, [Path("pi.json")]).devices
+    (kept,) = (out / "devices").iterdir()
+    again = runner.run(pipeline(), out).report
+    assert again.devices == devices
+    assert "| ../a phone | quantize |" in (out / "report.md").read_text()
+
+    other = runner.run(pipeline(granularity="per_tensor"), out).report
+    assert other.devices == ()
+    said = f"{kept} was measured on other files than those in {out}/models: quantize.int8.onnx; "
+    assert [text.startswith(said) for text in other.warnings].count(True) == 1
+    back = runner.run(pipeline(), out).report
+    assert back.devices == devices, "nothing was lost"
+
+    kept.write_bytes(kept.read_bytes().replace(b'"p50": ', b'"p50": 1'))
+    damaged = runner.run(pipeline(), out).report
+    assert damaged.devices == ()
+    said = f"{kept} is damaged: its SHA-256 is not the one that it was written with. The report is without"
+    assert any(text.startswith(said) for text in damaged.warnings)
+    assert report_again(out, [Path("pi.json")]).devices == devices
 
 
 def test_a_file_that_changed_on_the_device_stands_in_the_report(run: Path, models: Path, tmp_path: Path) -> None:

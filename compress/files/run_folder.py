@@ -14,7 +14,7 @@ REPORT = ("report.html", "report.md", "report.json", "models/README.md")
 FILES = (*REPORT, PIPELINE, "test.npz", EVENTS, CHECKSUMS, ".lock")
 FOLDERS = (
     "stages", "models", "models/alternatives", "models/seeds", "predictions", "predictions/seeds", "pictures",
-    "targets", "sensitivity", "latency", "tensorboard", "wandb",
+    "targets", "sensitivity", "latency", "devices", "tensorboard", "wandb",
 )  # fmt: skip
 # What a run leaves behind beside its stages, which have checksums of their own; and of this, what every run makes anew.
 LEFT = (

@@ -18,6 +18,7 @@ from compress.report import Curve, OverSeeds, Report, UnderCorruption
 from compress.report.wording import not_faster
 from compress.row import Control, Distribution, Latency, Row
 from compress.running.corrupting import Subject, under_corruption
+from compress.running.devices import devices_of
 from compress.running.kept import Finished
 from compress.running.particulars import (
     changed_predictions,
@@ -123,14 +124,17 @@ class Conclusion:
         return Outcome(self.detailed(report, trail, [*files.values()]), self.out, code, failure)
 
     def detailed(self, report: Report, trail: Sequence[Finished], files: Sequence[Proof]) -> Report:
-        """The report with what is known of layers, rounding and predictions."""
+        """The report with what is known of layers, rounding, predictions and devices."""
         rounded = last_int8(trail, files)
+        devices = devices_of(self.out, report.rows + report.alternatives, report.baseline, self.warn)
         return replace(
             report,
             layers=layers_of(trail[-1].net, sensitivities(self.out, [result.stage for result in trail])),
             rounding=rounding_of(rounded[1], rounded[0]) if rounded else (),
             left_float=left_float(self.out / rounded[1].onnx) if rounded else (),
             changes=changed_predictions(self.out, report.baseline_row, report.result, self.data),
+            devices=devices,
+            warnings=tuple(self.warnings),
         )
 
     def prove(self, trail: Sequence[Finished], names: Sequence[str]) -> tuple[dict[str, Proof], dict[str, Proof]]:
