@@ -327,6 +327,14 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     assert this_launch(torch.device("cuda"), WHOLE | {"LOCAL_RANK": "0"}).device == torch.device("cuda", 0)
 
 
+def test_a_group_of_the_callers_own_is_in_the_way(monkeypatch):
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="has a torch[.]distributed process group already"), start(CPU):
+        pass
+
+
 def test_others_that_cannot_be_met_are_said(monkeypatch):
     monkeypatch.setattr("compress.distributed.joining.ANSWER_S", 0.2)
     for name, value in (WHOLE | {"MASTER_PORT": free_port()}).items():

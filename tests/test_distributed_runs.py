@@ -72,6 +72,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
         {"name": "finished", "words": broken, "fails": True},
         {"name": "busy", "words": [*RUN, "--out", "held"], "held": "held"},
         {"name": "wrong", "words": ["run", "wrong.yaml"]},
+        {"name": "called", "pipeline": PIPELINE | {"teacher": None, "stages": [{"quantize": {"method": "ptq"}}]}},
     ]
     (folder / "runs.json").write_text(json.dumps([{"signals": [{}, {}]} | run for run in runs]))
     found = subprocess.run([sys.executable, two_runs.__file__, folder], capture_output=True, text=True, timeout=200)
@@ -118,6 +119,19 @@ def test_the_report_says_how_many_trained(left, alone):
     assert (ours["environment"]["processes"], theirs["environment"]["processes"]) == (2, 1)
     assert any("2 processes trained together" in note for note in ours["notes"])
     assert not any("processes" in note for note in theirs["notes"])
+
+
+def test_called_from_python_they_share_the_work_and_get_the_same_rows(left):
+    assert left.codes("called") == [0, 0]
+    first, second = ([json.loads(line) for line in left.said("called", rank).splitlines()] for rank in (0, 1))
+    assert [found[:3] for found in first] == [found[:3] for found in second]
+    assert first[0][:3] == first[1][:3]
+    assert "stage finished" in first[0][3]
+    assert "unchanged" in first[1][3]
+    assert [found[3] for found in second] == [[], []], "the first process alone talks"
+    told = json.loads((left.folder / "called" / "report.json").read_text())
+    assert told["environment"]["processes"] == 2
+    assert [row["top1_onnx"] for row in told["rows"]] == first[1][2]
 
 
 def test_a_killed_process_ends_the_other_which_says_so(left):

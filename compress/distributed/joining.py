@@ -10,7 +10,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from compress.distributed.group import ANSWER_S, Group, as_current
 from compress.distributed.launch import Launch, this_launch
-from compress.errors import ResourceError
+from compress.errors import ConfigError, ResourceError
 
 PATIENCE = timedelta(days=7)  # while the first process exports or measures, the others wait
 
@@ -20,8 +20,8 @@ def start(device: torch.device) -> Iterator[Group]:
     """Join the processes that `torchrun` started with this one, if it did, until the block ends.
 
     They talk by gloo, and by NCCL of tensors on GPUs, of which each takes that of its local rank. The block ends well
-    only once it does so in all of them. Raises ConfigError where the environment says but half of what is needed or
-    there are fewer GPUs than processes, ResourceError where the others are not met.
+    only once it does so in all of them. Raises ConfigError where the environment says but half of what is needed, there
+    are fewer GPUs than processes or this process has a group already, ResourceError where the others are not met.
     """
     launch = this_launch(device)
     if launch.size == 1:
@@ -59,6 +59,11 @@ def _leaving(group: Group) -> Iterator[None]:
 
 
 def _joined(launch: Launch) -> Group:
+    if dist.is_initialized():
+        raise ConfigError(
+            "this process has a torch.distributed process group already, and processes that share a run make their "
+            "own: call torch.distributed.destroy_process_group() before"
+        )
     answer = timedelta(seconds=ANSWER_S)
     on_gpu = launch.device.type == "cuda"
     if on_gpu:

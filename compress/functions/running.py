@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from compress.config import near
+from compress.distributed.joining import start
+from compress.distributed.launch import pick_device
 from compress.errors import ConfigError, ExportError
 from compress.events import Listener, ignore
+from compress.files import durable
 from compress.pipeline import Pipeline, parsed, read
 from compress.plugins import load_plugins
 from compress.report.content import Report
@@ -88,7 +92,8 @@ def run(
     command line. `out` is the run folder (left out: `reports/<name>`); what was finished there is taken over. `device`
     is `auto`, `cpu` or `cuda`. `smoke` runs the same flow on a handful of images. `seeds` is how often the student is
     made. `plugins` are files with your own models, data, losses, stages and importances. `emit` is called with each
-    event, a dictionary with the key `event`.
+    event, a dictionary with the key `event`. Processes that `torchrun` started share the work; all get the rows, and
+    the first has the events.
 
     A missed budget is a result, see `Rows.exit_code`. Raises ConfigError, DataError, ModelError, ResourceError and
     BusyError, all of them CompressError, where the command line would end with 2, 3, 4, 6 and 7.
@@ -98,9 +103,11 @@ def run(
     check_members()
     loaded = _read(pipeline, _as_words(overrides))
     folder = Path(out) if out is not None else Path("reports") / (loaded.slug + ("-smoke" if smoke else ""))
-    outcome = runner.run(
-        loaded, folder, device=_known(device), start_from=start_from, smoke=smoke, seeds=seeds, plugins=files, emit=emit
-    )
+    with start(pick_device(_known(device))) as group, nullcontext() if group.leads else durable.reading_only():
+        outcome = runner.run(
+            loaded, folder, device=device, start_from=start_from, smoke=smoke, seeds=seeds, plugins=files,
+            emit=emit if group.leads else ignore,
+        )  # fmt: skip
     return Rows(outcome.report, outcome.folder, outcome.exit_code, outcome.failure)
 
 
