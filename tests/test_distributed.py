@@ -331,7 +331,7 @@ def test_a_group_of_the_callers_own_is_in_the_way(monkeypatch):
     for name, value in WHOLE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(ConfigError, match="has a torch[.]distributed process group already"), start(CPU):
+    with pytest.raises(ConfigError, match=r"has a torch\.distributed process group already"), start(CPU):
         pass
 
 
