@@ -2,11 +2,10 @@
 
 import gc
 import io
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +13,7 @@ import typer
 
 from compress import __version__, interruption
 from compress.errors import CompressError, ConfigError
+from compress.exiting import errors_as_json, explained, say, say_json, stopped, together
 from compress.verbs import completing
 
 app = typer.Typer(
@@ -95,9 +95,9 @@ def run(
     ] = None,
 ) -> None:
     """Run the whole pipeline; picks up where it stopped, inside a training too."""
-    with _errors_as_json(as_json):
+    with errors_as_json(as_json):
         _known(device)
-        with _together(device) as group:
+        with together(device) as group:
             loaded = _read(pipeline, overrides, plugin)
             from compress.running import runner
             from compress.showing.watched import Wanted
@@ -131,22 +131,6 @@ def _watched(wanted: Any, folder: Path, loaded: Any, smoke: bool, seeds: int) ->
         yield watchers
 
 
-@contextmanager
-def _errors_as_json(wanted: bool) -> Iterator[None]:
-    """Where JSON is wanted, say an error there too, as the last line; `main` says it to people."""
-    try:
-        yield
-    except (Exception, interruption.Stopped) as error:
-        if wanted:
-            from compress.showing.json_lines import JsonLines
-
-            message, code = (
-                (_stopped(error), error.code) if isinstance(error, interruption.Stopped) else _explain(error)
-            )
-            JsonLines()({"event": "error", "message": message.removeprefix("error: "), "exit_code": code})
-        raise
-
-
 def _shown(outcome: Any, as_json: bool = False) -> int:
     """Print what a run came to; gives the exit code, and raises what went wrong at the end."""
     if as_json:
@@ -158,16 +142,16 @@ def _shown(outcome: Any, as_json: bool = False) -> int:
     from compress.report import wording
 
     show_rows(outcome.report)
-    _say(f"\n{outcome.report.verdict}: {wording.judgement(outcome.report)}")
-    _say(wording.sentence(outcome.report))
+    say(f"\n{outcome.report.verdict}: {wording.judgement(outcome.report)}")
+    say(wording.sentence(outcome.report))
     for line in wording.over_seeds(outcome.report):
-        _say(line)
-    _say(f"report: {outcome.folder / 'report.html'}")
+        say(line)
+    say(f"report: {outcome.folder / 'report.html'}")
     if outcome.failure is not None:
         raise outcome.failure
     for limit in outcome.report.budget:
         if not limit.ok:
-            _say(
+            say(
                 f"budget missed: {limit.limit} allows {limit.value:g}, measured {limit.measured:.4g}",
                 err=True,
             )
@@ -206,9 +190,9 @@ def validate(
             lines = "\n  ".join(str(problem) for problem in found)
             problems.append(type(found[0])(f"{path} cannot run:\n  {lines}"))
         elif not as_json:
-            _say(f"{path}: ok")
+            say(f"{path}: ok")
     if as_json:
-        _say_json(told)
+        say_json(told)
     if problems:
         raise type(problems[0])("\n".join(map(str, problems)))
 
@@ -229,7 +213,7 @@ def show(
 
     found = plan(loaded)
     if as_json:
-        _say(in_json(found, loaded))
+        say(in_json(found, loaded))
     else:
         render(found, loaded, read_yaml(pipeline, overrides))
 
@@ -244,7 +228,7 @@ def sensitivity(
 ) -> None:
     """Measure what each group of layers of the baseline can lose: a table and a picture; goes on where it stopped."""
     _known(device)
-    with _together(device) as group:
+    with together(device) as group:
         loaded = _read(pipeline, overrides, plugin)
         from compress.showing.screen import Screen
         from compress.verbs.analysing import analyse
@@ -253,8 +237,8 @@ def sensitivity(
             found = analyse(loaded, out or Path("reports") / loaded.slug, device=device, plugins=plugin, emit=screen)
     if group.leads:
         for sentence in found.sentences:
-            _say(sentence)
-        _say(f"table: {found.table}\npicture: {found.picture}")
+            say(sentence)
+        say(f"table: {found.table}\npicture: {found.picture}")
 
 
 @app.command()
@@ -272,7 +256,7 @@ def report(
     from compress.verbs.devices import report_again
 
     report_again(folder, device, beside)
-    _say(f"report: {folder / 'report.html'}")
+    say(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -292,10 +276,10 @@ def compare(
     found = compare_runs(folders)
     write_page(found, out or PAGE)
     if as_json:
-        _say(in_json(found))
+        say(in_json(found))
     else:
         show(found)
-    _say(f"page: {out or PAGE}", err=as_json)
+    say(f"page: {out or PAGE}", err=as_json)
 
 
 @app.command()
@@ -312,7 +296,7 @@ def benchmark(
     from compress.measure.comparison import compare_files, render
 
     figures = compare_files(models, threads=threads, batch=batch, rounds=rounds)
-    _say(render(figures, as_json=as_json))
+    say(render(figures, as_json=as_json))
 
 
 @app.command()
@@ -345,7 +329,7 @@ def verify(
     from compress.verbs.verifying import verify as verify_file
 
     found = verify_file(model, run=run, reference=reference, data=data, target=target)
-    _say(render(found, as_json=as_json))
+    say(render(found, as_json=as_json))
     if found.failures:
         raise ExportError("\n".join(f"{model}: {check.said}" for check in found.failures))
 
@@ -362,7 +346,7 @@ def predict(
     """Name the likeliest classes of pictures, prepared as the file's own metadata say."""
     from compress.verbs.classify import predict, render
 
-    _say(render(model, list(predict(model, images, top)), as_json=as_json))
+    say(render(model, list(predict(model, images, top)), as_json=as_json))
 
 
 @app.command("ls")
@@ -385,13 +369,13 @@ def list_names(
         raise ConfigError(f"ls {kind}: no such kind.{near(kind, lines)}")
     if as_json:
         words = {each: [line.partition(" ") for line in lines[each]] for each in ([kind] if kind else lines)}
-        _say_json({k: [{"name": name, "summary": rest.strip()} for name, _, rest in v] for k, v in words.items()})
+        say_json({k: [{"name": name, "summary": rest.strip()} for name, _, rest in v] for k, v in words.items()})
         return
     for each in [kind] if kind else lines:
         if kind is None:
-            _say(f"{each}:")
+            say(f"{each}:")
         for line in lines[each]:
-            _say(line if kind else f"  {line}")
+            say(line if kind else f"  {line}")
 
 
 @app.command()
@@ -400,7 +384,7 @@ def schema(plugin: Plugins = []) -> None:  # noqa: B006
     _plugins(plugin)
     from compress.verbs.schema import as_json
 
-    _say(as_json().rstrip("\n"))
+    say(as_json().rstrip("\n"))
 
 
 @app.command()
@@ -438,8 +422,8 @@ def init(
     answers = starting.Answers(images, starting.target_of(target or "onnxruntime"), limits, not from_scratch)
     durable.write(file, starting.text(file.stem, answers), instead="choose another name")
     if data is not None and (found := starting.said(answers)):
-        _say(found)
-    _say(f"wrote {file}: edit it, then `compress run {file} --smoke` tries it, `compress run {file}` runs it")
+        say(found)
+    say(f"wrote {file}: edit it, then `compress run {file} --smoke` tries it, `compress run {file}` runs it")
 
 
 @app.command()
@@ -449,9 +433,9 @@ def doctor(as_json: AsJson = False) -> None:
 
     found = list(findings())
     if as_json:
-        _say_json([{"topic": topic, "text": text} for topic, text in found])
+        say_json([{"topic": topic, "text": text} for topic, text in found])
     else:
-        _say("\n".join(f"{topic:10} {text}" for topic, text in found))
+        say("\n".join(f"{topic:10} {text}" for topic, text in found))
 
 
 def main() -> NoReturn:
@@ -466,79 +450,14 @@ def main() -> NoReturn:
         code = app(args=words, prog_name="compress", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except interruption.Stopped as stop:
-        _say(_stopped(stop), err=True)
+        say(stopped(stop), err=True)
         raise
     except Exception as error:  # noqa: BLE001 - the last place that can say it in one sentence
         if "--debug" in sys.argv:
             traceback.print_exc()
-        message, code = _explain(error)
-        _say(message, err=True)
+        message, code = explained(error)
+        say(message, err=True)
         sys.exit(code)
-
-
-def _stopped(stop: interruption.Stopped) -> str:
-    done = next((done for verb, done in (("run", "stages"), ("sensitivity", "rows")) if verb in sys.argv), "")
-    kept = f"; finished {done} are kept" if done else ""
-    kept += ", and the training as it is" if stop.saved else ""
-    again = ": the same command goes on from there" if kept else ""
-    return f"{'interrupted' if stop.number == signal.SIGINT else 'terminated'}{kept}{again}"
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """One message and the exit code for whatever went wrong."""
-    # The classes of its usage errors are click's in some versions of typer and its own in others.
-    usage = getattr(error, "format_message", None)
-    if usage is not None:
-        text = usage()
-        end = "" if text.endswith((".", "?")) else "."
-        return f"error: {text}{end} `compress --help` and `compress VERB --help` show what there is", 2
-    if isinstance(error, typer.Abort) and error.__cause__ is not None:
-        error = error.__cause__  # typer takes every EOFError for a user who closed the input
-    from compress.console import explain
-
-    return explain(error)
-
-
-@contextmanager
-def _together(device: str) -> Iterator[Any]:
-    """Join the processes that torchrun started with this one, if it did; the first of them alone writes and talks.
-
-    The others end with its exit code and without a word, unless they lost it.
-    """
-    from compress.distributed.failure import Lost
-    from compress.distributed.joining import start
-    from compress.distributed.launch import pick_device
-    from compress.files import durable
-
-    leads = True
-    try:
-        with start(pick_device(device)) as group:
-            leads = group.leads
-            with nullcontext() if leads else durable.reading_only():
-                yield group
-    except Lost:
-        raise
-    except SystemExit as stop:  # a signal
-        if leads:
-            raise
-        sys.exit(stop.code)
-    except Exception as error:
-        if leads or "--debug" in sys.argv:
-            raise
-        sys.exit(_explain(error)[1])
-
-
-def _say(text: str, *, err: bool = False) -> None:
-    """Print a result or an error, whatever names it holds."""
-    from compress.console import say
-
-    say(text, err=err)
-
-
-def _say_json(value: Any) -> None:
-    from compress.showing.json_lines import json_of
-
-    _say(json_of(value, indent=1))
 
 
 def _known(device: str) -> None:
