@@ -33,7 +33,7 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="FILE.py",
-        help="Run this file: it adds your own models, data sets, losses, stages.",
+        help="Run this file: it adds your own models, data, losses, stages, importances.",
     ),
 ]
 RunFolder = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default reports/<name>.")]
@@ -353,7 +353,7 @@ def predict(
 def list_names(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[models|data|losses|stages|pipelines]", autocompletion=completing.kinds),
+        typer.Argument(metavar="[models|data|losses|stages|importances|targets|pipelines]", autocompletion=completing.kinds),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     as_json: AsJson = False,

@@ -625,7 +625,7 @@ def test_a_package_that_is_not_installed(
     monkeypatch.setattr("compress.showing.tensorboard.find_spec", lambda _: None)
     code, out, err = called("run", "p.yaml", *words)
     assert (code, out) == (2, "")
-    said = f"{words[0]}: the package {package} is not installed; `pip install 'compress[{package}]'` does that"
+    said = f"{words[0]}: the package {package} is not installed; `pip install -e '.[{package}]'` does that"
     assert err == f"error: {said}\n"
     assert not Path("reports").exists()
 

@@ -94,5 +94,5 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         parsed(PLAIN | {"student": {"timm": {"model": "resnet18"}}}, "x")
     assert str(caught.value).endswith(
-        "student.timm.model: timm is not installed; `pip install 'compress[timm]'` brings it"
+        "student.timm.model: timm is not installed; `pip install -e '.[timm]'` brings it"
     )

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from compress.config import Config, near
 from compress.models.torchvision import SMALL_IMAGE, change_first_convolution
 
-INSTALL = "timm is not installed; `pip install 'compress[timm]'` brings it"
+INSTALL = "timm is not installed; `pip install -e '.[timm]'` brings it"
 
 
 def installed() -> bool:

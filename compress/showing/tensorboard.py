@@ -9,7 +9,7 @@ from compress.events import Event
 from compress.showing.curves import Curves, Point
 
 FOLDER = "tensorboard"
-MISSING = "--tensorboard: the package tensorboard is not installed; `pip install 'compress[tensorboard]'` does that"
+MISSING = "--tensorboard: the package tensorboard is not installed; `pip install -e '.[tensorboard]'` does that"
 
 
 class TensorBoard:

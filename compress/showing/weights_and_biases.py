@@ -9,7 +9,7 @@ from compress.errors import ConfigError, ResourceError
 from compress.events import Event
 from compress.showing.curves import Curves
 
-MISSING = "--wandb: the package wandb is not installed; `pip install 'compress[wandb]'` does that"
+MISSING = "--wandb: the package wandb is not installed; `pip install -e '.[wandb]'` does that"
 
 
 class WeightsAndBiases:

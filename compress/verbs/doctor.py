@@ -31,7 +31,7 @@ def findings() -> Iterator[tuple[str, str]]:
         yield "gpu", "none that PyTorch sees: training runs on the CPU; big teachers take hours there"
     for name in PACKAGES[1:]:
         yield "package", f"{name} {version(name) or 'is missing: install it with pip'}"
-    missing = "is not installed: `pip install 'compress[{}]'` does that"
+    missing = "is not installed: `pip install -e '.[{}]'` does that"
     for name in EXTRAS:
         yield "extra", f"{name} {version(name) or missing.format(name)}"
     yield "runtime", f"ONNX Runtime {ort.__version__}, {', '.join(ort.get_available_providers())}"
