@@ -12,18 +12,25 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.words: list[str] = []
-        self.inside = ""
+        self.inside, self.broken = "", False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.inside = tag
+        if tag == "wbr":  # a place where a word may be broken is no end of it
+            self.broken = True
+        else:
+            self.inside = tag
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = ""
 
     def handle_data(self, data: str) -> None:
-        (self.scripts if self.inside == "script" else self.words).append(data)
+        if self.broken:
+            self.words[-1] += data
+        else:
+            (self.scripts if self.inside == "script" else self.words).append(data)
+        self.broken = False
 
     @property
     def text(self) -> str:

@@ -17,6 +17,7 @@ from compress.errors import ArtifactError, ResourceError
 from compress.report import (
     Limit,
     charts,
+    headlines,
     labels,
     numbers,
     read,
@@ -282,7 +283,7 @@ def test_an_untrained_net_is_not_praised_for_accuracy() -> None:
     report = VARIANTS["untrained"]
     assert wording.sentence(report) == "The int8 file is 7.9× smaller and 2.3× faster than the baseline."
     assert "not judged" in wording.judgement(report)
-    assert wording.headlines(report)[-1].word == "not judged"
+    assert headlines.headlines(report)[-1].word == "not judged"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,9 @@ def test_int8_that_is_slower_is_said_plainly(flags: list[str] | None, told: bool
     assert ("VNNI" in first) is told
     assert tuple(others) == FULL.warnings
     assert wording.warnings(FULL) == FULL.warnings
-    with_causes = (f"{slow.onnx} is not faster than models/prune.onnx here, 0.51 times its speed. Likely causes: none",)
+    with_causes = (
+        f"{slow.onnx} is not faster than models/prune.onnx here, 0.51 times its speed. Likely causes: none.",
+    )
     assert wording.warnings(replace(report, warnings=with_causes)) == with_causes
 
 

@@ -115,7 +115,7 @@ def test_changes_agree_with_a_plain_count(seed: int) -> None:
 def test_nothing_changed_and_no_images() -> None:
     same = changes(("a", "b"), LABELS, BEFORE, BEFORE, NAMES)
     assert (same.worse, same.better, same.other, same.p_value, same.confusions, same.examples) == (0, 0, 0, 1.0, (), ())
-    assert predictions.summary(same) == "b says the same as a of every one of the 10 test images."
+    assert predictions.summary(same) == "b predicts the same as a for each of the 10 test images."
     none = changes(("a", "b"), *np.zeros((3, 0), dtype=np.int64), NAMES)
     assert none.classes == ()
 
@@ -272,7 +272,7 @@ def test_every_detail_is_on_the_page_and_in_the_text(details: dict[str, Path]) -
     markdown = (details["rich"] / "report.md").read_text()
     for shown in (
         "44.1 dB", "there is no int8 kernel for Erf", "12.5 points", "98.3 %", "400 k",
-        "quantize says something else than baseline of 6 of the 10 test images: 4 were right and are wrong now, "
+        "quantize predicts another class than baseline for 6 of the 10 test images: 4 were right and are wrong now, "
         "1 was wrong and is right now, 1 is wrong in another way.",
         "its two medians differ by 1.0 %. Differences up to 3.0 % between two files mean nothing here.",
         "What these figures do not say",

@@ -323,7 +323,7 @@ def test_a_smoke_run_with_two_seeds(command: Any, tmp_path: Path) -> None:
     code, out, err = command("--smoke", "--seeds", "2", "--out", "out")
     assert code == 0
     assert "quantize-seed-1: finished" in err
-    assert "Nothing was trained" in out
+    assert "no more than a trial (a smoke run)" in out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["command"] == "compress run p.yaml --smoke --seeds 2"
     assert [len(line["values"]) for line in report["seeds"]] == [2, 2, 2]

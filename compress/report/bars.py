@@ -2,7 +2,7 @@
 
 import compress.report.charts as charts
 import compress.report.numbers as numbers
-from compress.measure.confusion import Changes
+from compress.measure.confusion import Changes, ClassAccuracy
 from compress.report.axes import Figure, layout, named_rows, safe
 from compress.report.content import Report
 from compress.report.labels import shortened
@@ -73,7 +73,7 @@ def sensitivity(layers: tuple[Layer, ...]) -> Figure:
     """What cutting each layer cost, in points of accuracy."""
     known = [(each.name, each.sensitivity) for each in layers if each.sensitivity is not None]
     return _lollipops(
-        [name for name, _ in known], [lost for _, lost in known], "Points lost, mean", "points", zero=True
+        [name for name, _ in known], [lost for _, lost in known], "Points lost, mean of all cuts", "points", zero=True
     )
 
 
@@ -84,11 +84,17 @@ def rounding(report: Report) -> Figure:
     )
 
 
+def shown_classes(changes: Changes) -> tuple[ClassAccuracy, ...]:
+    """The classes that a picture has room for: all, or of very many those whose accuracy changed most, if it did."""
+    if len(changes.classes) <= MOST_CLASSES:
+        return changes.classes
+    by_change = sorted(changes.classes, key=lambda each: -abs(each.after - each.before))[:MOST_CLASSES]
+    return tuple(each for each in by_change if each.after != each.before)
+
+
 def classes(changes: Changes) -> Figure:
     """Accuracy of each class before and after; of many classes those that changed most."""
-    shown = sorted(changes.classes, key=lambda each: -abs(each.after - each.before))[:MOST_CLASSES]
-    if len(changes.classes) <= MOST_CLASSES:
-        shown = list(changes.classes)
+    shown = shown_classes(changes)
     rows = list(range(len(shown)))
     hover = [f"{safe(each.name)}, {each.samples} images<br>{each.before:.1f} % → {each.after:.1f} %" for each in shown]
     ways: Figure = {
@@ -107,7 +113,8 @@ def classes(changes: Changes) -> Figure:
     values = [value for each in shown for value in (each.before, each.after)]
     margin = max(1.0, 0.06 * (max(values) - min(values)))
     chart["xaxis"] |= {
-        "title": {"text": "Right (%)"}, "range": [min(values) - margin, max(values) + margin], "nticks": 6,
+        "title": {"text": "Right (%)"}, "nticks": 6,
+        "range": [min(values) - margin, max(values) + margin],
     }  # fmt: skip
     chart["yaxis"] |= named_rows([shortened(each.name) for each in shown])
     return {"data": [ways, before, after], "layout": chart}
@@ -173,9 +180,11 @@ def _lollipops(names: list[str], values: list[float], title: str, unit: str, *, 
         "hovertext": [f"{safe(n)}<br>{v:.1f} {unit}" for n, v in zip(names, values, strict=True)], "hoverinfo": "text",
     }  # fmt: skip
     chart = layout(280)
-    chart["xaxis"] |= {"title": {"text": "Layers, from the image on"}, "nticks": 8} | (
-        {"dtick": 1} if len(values) <= 8 else {}
-    )
+    chart["xaxis"] |= {
+        "title": {"text": "Layers, from the image on"},
+        "nticks": 8,
+        "range": [0.5, len(values) + 0.5],
+    } | ({"dtick": 1} if len(values) <= 8 else {})
     chart["yaxis"] |= {"title": {"text": title, "standoff": 12}, "nticks": 6}
     low, high = min(0.0, *values) if zero else min(values), max(values)
     margin = 0.15 * (high - low) or 1.0  # room for the one label

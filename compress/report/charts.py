@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import compress.report.labels as labels
 import compress.report.numbers as numbers
+from compress.report.certainty import interval
 from compress.report.content import Report
 from compress.report.references import published
 from compress.report.timing import machine
@@ -157,12 +159,21 @@ def scatter(title: str, x_title: str, points: tuple[Point, ...], texts: Sequence
     x_range = _wide([point.x for point in points])
     y_range = _tall(points)
     spots = [_spot(point, x_range, y_range) for point in points]
-    offsets = labels.place(spots, texts)
+    offsets = labels.place(spots, texts, _rules(points, spots))
     return Scatter(title, x_title, points, x_range, y_range, log_ticks(*x_range), tuple(offsets))
 
 
+def _rules(points: Sequence[Point], spots: Sequence[labels.Spot]) -> list[labels.Box]:
+    """The lines of the front, which goes to the right and then up, as boxes."""
+    known = {id(point): spot for point, spot in zip(points, spots, strict=True)}
+    ends = [known[id(point)] for point in front(points)]
+    found = []
+    for (left, lower, *_), (right, upper, *_) in pairwise(ends):
+        found += [(left, lower, right, lower), (right, upper, right, lower)]
+    return found
+
+
 def _point(role: str, name: str, row: Row, x: float) -> Point:
-    # The interval was computed around PyTorch's accuracy; its width serves for the file's, which is drawn.
     y = row.top1_onnx
     details = (
         numbers.percent(y),
@@ -170,7 +181,7 @@ def _point(role: str, name: str, row: Row, x: float) -> Point:
         numbers.milliseconds(row.latency_ms.p50),
         f"{numbers.scaled(row.macs)} MACs",
     )
-    low, high = max(0.0, y + row.top1_low - row.top1), min(100.0, y + row.top1_high - row.top1)
+    low, high = interval(row)
     return Point(role, name, max(x, 1e-6), y, min(low, y), max(high, y), details)
 
 

@@ -8,10 +8,9 @@ from itertools import accumulate
 
 import yaml
 
-from compress.measure.accuracy import wilson
+from compress.report.certainty import SLOWER, interval
 from compress.report.content import Report, Verdict
 from compress.report.timing import machine
-from compress.report.wording import SLOWER
 from compress.row import Row
 
 
@@ -131,7 +130,7 @@ def _usual(values: Iterable[str]) -> str:
 
 def _entries(run: str, report: Report, comparable: bool, timed: bool, *, alone: bool) -> Iterator[Entry]:
     for row in (*report.rows, *report.alternatives):
-        low, high = wilson(row.top1_onnx, row.samples)
+        low, high = interval(row)
         yield Entry(
             run=run,
             net=row.net,

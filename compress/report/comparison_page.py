@@ -58,6 +58,7 @@ NOT_TIMED = "*"
 
 def render(comparison: Comparison) -> str:
     """The text of the page."""
+    drawn = {entry.run for entry in _drawn(comparison)}
     marked = [entry.smallest or entry.fastest for entry in comparison.entries]
     return page.render(
         TEMPLATE,
@@ -65,7 +66,7 @@ def render(comparison: Comparison) -> str:
         comparison=comparison,
         runs=(runs(comparison), RUNS_NUMERIC, [False] * len(comparison.runs)),
         nets=(nets(comparison), NETS_NUMERIC, marked),
-        legend=[(colour, run) for run, colour in _colours(comparison).items()],
+        legend=[(colour, run) for run, colour in _colours(comparison).items() if run in drawn],
         shapes=SHAPES,
         notes=NOTES,
     )
@@ -91,7 +92,7 @@ def as_json(comparison: Comparison) -> str:
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
     """Each chart by the id of its element: all nets that can be compared, or all where none can."""
-    drawn = [entry for entry in comparison.entries if entry.comparable] or list(comparison.entries)
+    drawn = _drawn(comparison)
     timed = [entry for entry in drawn if entry.timed]
     colours = _colours(comparison)
     found = {"accuracy-size": _scatter(drawn, colours, "File size (MB)", lambda e: e.bytes / 1e6, lambda e: e.smallest)}
@@ -100,6 +101,10 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
             timed, colours, "Median latency (ms)", lambda e: e.latency_ms, lambda e: e.fastest
         )
     return found
+
+
+def _drawn(comparison: Comparison) -> list[Entry]:
+    return [entry for entry in comparison.entries if entry.comparable] or list(comparison.entries)
 
 
 def _run(run: Run) -> Cells:
@@ -136,7 +141,10 @@ def _net(entry: Entry) -> Cells:
 
 
 def _gain(points: float | None) -> str:
-    return numbers.MISSING if points is None else f"{points:+.2f}".replace("-", "−")
+    if points is None:
+        return numbers.MISSING
+    rounded = round(points, 2)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else '±'}{abs(rounded):.2f}"
 
 
 def _colours(comparison: Comparison) -> dict[str, str]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import compress.report.numbers as numbers
 import compress.report.timing as timing
 import compress.report.wording as wording
+from compress.report.certainty import interval, same
 from compress.report.content import Report
 from compress.row import Row
 
@@ -63,7 +64,7 @@ def _pruning(report: Report) -> Iterator[str]:
         if row.stage != "prune" or row.int8 or before.int8 or row.macs >= before.macs:
             continue
         ms, base = row.latency_ms.p50, before.latency_ms.p50
-        if ms >= base or timing.same(report, ms, base):
+        if ms >= base or same(report, ms, base):
             yield (
                 f"Pruning brought no speed: {row.net} has {100 * (1 - row.macs / before.macs):.0f} % fewer MACs than "
                 f"{before.net} and takes {numbers.milliseconds(ms)} against {numbers.milliseconds(base)}."
@@ -71,5 +72,6 @@ def _pruning(report: Report) -> Iterator[str]:
 
 
 def _overlap(row: Row, other: Row) -> str:
-    apart = row.top1_low > other.top1_high or other.top1_low > row.top1_high
+    (low, high), (other_low, other_high) = interval(row), interval(other)
+    apart = low > other_high or other_low > high
     return "" if apart else " (the 95 % intervals overlap)"

@@ -1,7 +1,9 @@
 """report.html: one file that opens offline, with plotly.js inside and nothing fetched from anywhere."""
 
+import compress.report.bars as bars
 import compress.report.charts as charts
 import compress.report.findings as findings
+import compress.report.headlines as headlines
 import compress.report.on_devices as on_devices
 import compress.report.page as page
 import compress.report.plots as plots
@@ -27,6 +29,8 @@ def render(report: Report, others: charts.Others = ()) -> str:
         tables=tables,
         on_devices=on_devices,
         findings=findings,
+        headlines=headlines,
+        shown_classes=len(bars.shown_classes(report.changes)) if report.changes else 0,
         predictions=predictions,
         references=references,
         timing=timing,

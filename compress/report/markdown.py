@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 
 import compress.report.findings as findings
+import compress.report.headlines as headlines
 import compress.report.on_devices as on_devices
 import compress.report.predictions as predictions
 import compress.report.references as references
@@ -65,7 +66,7 @@ def render(report: Report, pictures: Collection[str]) -> str:
         parts += ["### What did not work", bullets(lost)]
     parts += ["### What these figures do not say", bullets(findings.limits(report))]
     if report.notes:
-        parts += ["### Notes", bullets(report.notes)]
+        parts += ["### Notes", bullets(wording.notes(report))]
     if report.command:
         parts += ["### The command", fenced(report.command, "sh")]
     if report.pipeline_yaml:
@@ -81,7 +82,7 @@ def _layers(report: Report, pictures: Collection[str]) -> list[str]:
     if report.rounding:
         parts.append(_folded(tables.rounding(report)))
     if report.left_float:
-        parts.append(tabulated(tables.left_float(report)))
+        parts.append(_captioned(tables.left_float(report)))
     return parts
 
 
@@ -90,11 +91,11 @@ def _changes(report: Report) -> list[str]:
     if changes is None:
         return []
     parts = ["## What changed for the user", escaped(predictions.summary(changes))]
-    parts.append(escaped(predictions.by_chance(report)))
+    parts += [escaped(text) for text in (predictions.by_chance(report),) if text]
     if changes.classes:
         parts.append(_folded(predictions.classes(changes)))
     if changes.confusions:
-        parts.append(tabulated(predictions.confusions(changes), numeric_from=2))
+        parts.append(_captioned(predictions.confusions(changes), numeric_from=2))
     if changes.examples:
         parts.append(_folded(predictions.examples(changes)))
     return parts
@@ -102,7 +103,7 @@ def _changes(report: Report) -> list[str]:
 
 def _latency(report: Report) -> list[str]:
     sentences = (*timing.int8(report), *filter(None, (timing.control(report),)))
-    return ["## Latency", tabulated(timing.table(report), 1), *([bullets(sentences)] if sentences else [])]
+    return ["## Latency", _captioned(timing.table(report), 1), *([bullets(sentences)] if sentences else [])]
 
 
 def escaped(text: str) -> str:
@@ -118,7 +119,7 @@ def escaped(text: str) -> str:
 def _glance(report: Report) -> Table:
     body = tuple(
         (line.topic, f"{line.figure} {line.word}", line.values, line.against_teacher or "–")
-        for line in wording.headlines(report)
+        for line in headlines.headlines(report)
     )
     return Table("", ("", "Against the baseline", "Measured", "Against the teacher"), body)
 
@@ -137,6 +138,10 @@ def tabulated(table: Table, numeric_from: int | None = None) -> str:
     align = ["---" if numeric_from is None or i < numeric_from else "---:" for i in range(len(table.head))]
     lines = [_line(table.head), "| " + " | ".join(align) + " |", *map(_line, table.body)]
     return "\n".join(lines)
+
+
+def _captioned(table: Table, numeric_from: int | None = None) -> str:
+    return f"{escaped(table.caption)}:\n\n{tabulated(table, numeric_from)}"
 
 
 def _line(cells: tuple[str, ...]) -> str:

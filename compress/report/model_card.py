@@ -8,6 +8,7 @@ import compress.report.findings as findings
 import compress.report.numbers as numbers
 import compress.report.timing as timing
 import compress.report.wording as wording
+from compress.report.certainty import interval
 from compress.report.content import Report
 from compress.report.markdown import bullets, escaped, fenced, tabulated
 from compress.report.tables import Table
@@ -67,7 +68,7 @@ def _metadata(report: Report) -> dict[str, Any]:
 
 
 def _files(report: Report) -> Table:
-    head = ("File", "Top-1", "95 %", "Parameters", "MACs", "Size", "Median latency")
+    head = ("File", "Top-1", "95 % interval", "Parameters", "MACs", "Size", "Median latency")
     return Table("", head, tuple(map(_file, (*report.rows, *report.alternatives))))
 
 
@@ -75,7 +76,7 @@ def _file(row: Row) -> tuple[str, ...]:
     return (
         row.onnx.removeprefix("models/"),
         numbers.percent(row.top1_onnx),
-        numbers.interval(row.top1_low, row.top1_high),
+        numbers.interval(*interval(row)),
         numbers.scaled(row.params),
         numbers.scaled(row.macs),
         numbers.scaled(row.bytes, "B"),

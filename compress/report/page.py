@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 FOLDER = Path(__file__).parent
+# The space between a figure and its unit.
+UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|s|min|h|dB|[kMGT]?B|[kMGT]|points)(?!\w))")
 
 
 def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
@@ -33,8 +36,8 @@ def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
 
 
 def _unbroken(value: Any) -> Any:
-    """Text whose figures stay with their per cent sign; what is markup already stays as it is."""
-    return value.replace(" %", "\u00a0%") if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Text whose figures stay with their units; what is markup already stays as it is."""
+    return UNIT.sub("\u00a0", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _digest(script: str) -> str:

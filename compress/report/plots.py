@@ -24,7 +24,7 @@ def figures(report: Report, others: charts.Others = ()) -> dict[str, Figure]:
         found["sensitivity"] = bars.sensitivity(layers)
     if report.rounding:
         found["rounding"] = bars.rounding(report)
-    if report.changes and report.changes.classes:
+    if report.changes and bars.shown_classes(report.changes):
         found["classes"] = bars.classes(report.changes)
     if report.timings:
         found["latency"] = bars.latency(report)
@@ -123,7 +123,7 @@ def _curves(report: Report, keys: tuple[str, ...], title: str, *, logarithmic: b
             "x": list(line.epochs),
             "y": list(line.values),
             "line": {"color": line.colour, "width": 2, "dash": "dot" if key == "accuracy" else "solid"},
-            "marker": {"size": 4},
+            "marker": {"size": 4 if len(line.epochs) > 1 else 8},
             "hovertext": [
                 f"{safe(line.stage)}, epoch {epoch:g}<br>{names[key]} {value:.4g}"
                 for epoch, value in zip(line.epochs, line.values, strict=True)
@@ -134,9 +134,11 @@ def _curves(report: Report, keys: tuple[str, ...], title: str, *, logarithmic: b
         for line in charts.lines(report, key)
     ]
     chart = layout(300)
-    chart["xaxis"] |= {"title": {"text": "Epoch"}, "rangemode": "tozero"}
     lines = [line for key in keys for line in charts.lines(report, key)]
-    if max(epoch for line in lines for epoch in line.epochs) <= 12:
+    epochs = [epoch for line in lines for epoch in line.epochs]
+    margin = max(0.5, 0.02 * (max(epochs) - min(epochs)))
+    chart["xaxis"] |= {"title": {"text": "Epoch"}, "range": [min(epochs) - margin, max(epochs) + margin]}
+    if max(epochs) <= 12:
         chart["xaxis"]["dtick"] = 1
     values = [value for line in lines for value in line.values]
     kind = "log" if logarithmic and min(values) > 0 else "linear"

@@ -22,7 +22,7 @@ def in_images(report: Report) -> str:
 def by_chance(report: Report) -> str:
     """Whether the test images can tell the result from the baseline (McNemar's exact test at 5 %)."""
     changes = report.changes
-    if changes is None:
+    if changes is None or report.verdict == "untrained":
         return ""
     if changes.worse == changes.better:
         return "The test images cannot tell the two apart."
@@ -36,9 +36,9 @@ def summary(changes: Changes) -> str:
     """How many images changed sides, in one sentence."""
     total = changes.worse + changes.better + changes.other
     if not total:
-        return f"{changes.after} says the same as {changes.before} of every one of the {changes.samples:,} test images."
+        return f"{changes.after} predicts the same as {changes.before} for each of the {changes.samples:,} test images."
     text = (
-        f"{changes.after} says something else than {changes.before} of {total:,} of the {changes.samples:,} test "
+        f"{changes.after} predicts another class than {changes.before} for {total:,} of the {changes.samples:,} test "
         f"images: {_turned(changes.worse, 'right', 'wrong')}, {_turned(changes.better, 'wrong', 'right')}"
     )
     if not changes.other:
@@ -72,7 +72,7 @@ def confusions(changes: Changes) -> Table:
         (each.label, each.predicted, numbers.count(each.before), numbers.count(each.after))
         for each in changes.confusions
     )
-    return Table("Mistakes made more often", ("Class", "Taken for", "Before", "After"), body)
+    return Table("Mistakes made more often, in test images", ("Class", "Taken for", "Before", "After"), body)
 
 
 def examples(changes: Changes) -> Table:

@@ -19,6 +19,7 @@ LABELS = {
     "gpu": "GPU",
     "python": "Python",
     "name": "Data set",
+    "std": "Standard deviation",
     "class_names": "Class names",
     "sizes": "Images",
     "image": "Image (channels, height, width)",
@@ -86,7 +87,7 @@ def figures(row: Row) -> Cells:
         numbers.milliseconds(latency.p90),
         numbers.milliseconds(latency.p99),
         numbers.short(row.throughput),
-        numbers.duration(row.seconds),
+        numbers.duration(row.seconds or None),
     )
 
 
@@ -148,7 +149,7 @@ def curves(report: Report) -> Table:
 
 def robustness(report: Report) -> Table:
     """Accuracy of each net's file on clean and on corrupted test images."""
-    head = ("Net", "Clean", "Noise", "Blur", "Contrast", "Mean of the corrupted", "Lost")
+    head = ("Net", "Clean", "Noise", "Blur", "Contrast", "Mean of the corrupted", "Against clean")
     body = tuple(
         (
             line.net,

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 import compress.report.numbers as numbers
+from compress.report.certainty import apart, noise, same
 from compress.report.content import Report
 from compress.report.tables import Table
-from compress.report.wording import SLOWER
 from compress.row import Row
 
 NOISY = 0.05
@@ -23,27 +23,17 @@ def machine(report: Report) -> str:
     return f"{known.get('cpu') or 'unknown CPU'}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
 
 
-def noise(report: Report) -> float:
-    """The share by which two medians must differ here to mean anything: 2 %, or more where the control says so."""
-    return max(SLOWER - 1, report.control.noise if report.control else 0.0)
-
-
-def same(report: Report, ms: float, other: float) -> bool:
-    """Whether two median latencies are the same for all that can be told on this machine."""
-    return max(ms, other) <= (1 + noise(report)) * min(ms, other)
-
-
 def control(report: Report) -> str:
     """What the A/A control says of the machine; empty where there was none."""
     found = report.control
     if found is None:
         return ""
-    off, limit = 100 * abs(found.ratio - 1), 100 * found.noise
+    off, limit = 100 * apart(found), 100 * noise(report)
     text = (
         f"As a control {found.net} took turns with itself: its two medians differ by {off:.1f} %. "
-        f"Differences up to {100 * noise(report):.1f} % between two files mean nothing here."
+        f"Differences up to {limit:.1f} % between two files mean nothing here."
     )
-    if found.noise <= NOISY:
+    if noise(report) <= NOISY:
         return text
     return f"{text} That is a noisy machine ({limit:.0f} %): measure again when it has nothing else to do."
 
@@ -58,9 +48,9 @@ def int8(report: Report) -> tuple[str, ...]:
         if same(report, ms, base):
             pays = "int8 brings no speed on this machine"
         elif ms < base:
-            pays, smaller = f"int8 pays: {row.net} is {numbers.times(base / ms)} faster", ""
+            pays, smaller = f"int8 pays: {row.net} is {_factor(base / ms)} faster", ""
         else:
-            pays = f"int8 did not pay in speed on this machine: {row.net} is {numbers.times(ms / base)} slower"
+            pays = f"int8 did not pay in speed on this machine: {row.net} is {_factor(ms / base)} slower"
         found.append(f"{pays} ({figures}{'; ' if smaller else ''}{smaller}).")
     return tuple(found)
 
@@ -93,4 +83,9 @@ def table(report: Report) -> Table:
 def _against(report: Report, ms: float, base: float) -> str:
     if same(report, ms, base):
         return "the same"
-    return f"{numbers.times(max(ms / base, base / ms))} {'faster' if ms < base else 'slower'}"
+    return f"{_factor(max(ms / base, base / ms))} {'faster' if ms < base else 'slower'}"
+
+
+def _factor(ratio: float) -> str:
+    """A ratio above one; what would be 1.0× in per cent."""
+    return numbers.times(ratio) if ratio >= 1.05 else f"{100 * (ratio - 1):.0f} %"

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 import compress.report.numbers as numbers
-import compress.report.timing as timing
+from compress.report.certainty import same
 from compress.report.content import Report
 from compress.report.tables import Cells, Table
 from compress.row import Row
@@ -108,7 +108,8 @@ def _waterfall(report: Report, rows: tuple[Row, ...], quantity: Quantity) -> Wat
         text = _share(report, quantity, before, row)
         steps.append(Step(row.net, start, end, text, "same" if text.startswith("±") else kind))
     steps.append(Step("result", floor, values[-1], quantity.shown(values[-1]), "total"))
-    return Waterfall(quantity.key, quantity.title, quantity.x_title, tuple(steps), (floor, ceiling))
+    x_title = f"{quantity.x_title}, not from 0" if floor else quantity.x_title
+    return Waterfall(quantity.key, quantity.title, x_title, tuple(steps), (floor, ceiling))
 
 
 def _change(report: Report, quantity: Quantity, before: Row, row: Row) -> str:
@@ -123,7 +124,7 @@ def _share(report: Report, quantity: Quantity, before: Row, row: Row) -> str:
     was, now = quantity.of(before), quantity.of(row)
     if quantity.key == "accuracy":
         return _signed(round(now - was, 2), lambda points: f"{points:.2f}")
-    if quantity.key == "latency" and timing.same(report, was, now):
+    if quantity.key == "latency" and same(report, was, now):
         return "±0 %"
     # A handful of bytes is no change.
     return _signed(round(100 * (now / was - 1)) if was else 0, lambda share: f"{share:.0f} %")

@@ -1,11 +1,13 @@
 """The sentences of a report: what came out, against what, and what deserves attention."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import compress.report.numbers as numbers
+from compress.measure.accuracy import wilson
+from compress.report.certainty import same
 from compress.report.content import Limit, Report
-from compress.row import Row
+from compress.report.headlines import ratio
 
 LIMITS = {
     "max_accuracy_drop": "Accuracy lost against the baseline",
@@ -14,21 +16,16 @@ LIMITS = {
     "max_macs_ratio": "MACs, share of the baseline's",
     "max_latency_ratio": "Latency, share of the baseline's",
 }
-# Two per cent are the machine's mood, not a difference.
-SLOWER = 1.02
+# The same inside a sentence, where several stand in a row.
+MISSED = {
+    "max_accuracy_drop": "accuracy",
+    "max_bytes": "file size",
+    "max_bytes_ratio": "file size against the baseline",
+    "max_macs_ratio": "MACs against the baseline",
+    "max_latency_ratio": "latency against the baseline",
+}
 INT8_FLAGS = ("vnni", "amx", "i8mm", "asimddp")
 NO_INT8_FLAGS = "This CPU has no int8 dot-product instructions (VNNI); with them int8 is usually faster."
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One large figure: what it is about, the comparison with the baseline, both values, the teacher's."""
-
-    topic: str
-    figure: str
-    word: str
-    values: str
-    against_teacher: str
 
 
 def sentence(report: Report) -> str:
@@ -37,11 +34,8 @@ def sentence(report: Report) -> str:
     if row == reference:
         return "No stage changed the net: the result is the baseline itself."
     better, same = [], []
-    for value, base, words, equal in (
-        (row.bytes, reference.bytes, ("smaller", "larger"), "large"),
-        (row.latency_ms.p50, reference.latency_ms.p50, ("faster", "slower"), "fast"),
-    ):
-        figure, word = _ratio(value, base, words)
+    for field, equal in (("bytes", "large"), ("p50", "fast")):
+        figure, word = ratio(report, row, reference, field)
         if figure:
             better.append(f"{figure} {word}")
         else:
@@ -64,13 +58,20 @@ def judgement(report: Report) -> str:
     return " ".join(filter(None, (_judged(report), _first_seed(report))))
 
 
+def untrained(report: Report) -> str:
+    """Why accuracy means nothing where the verdict is `untrained`."""
+    if any(curve.records for curve in report.curves):
+        return "This was no more than a trial (a smoke run)"
+    return "Nothing was trained and no weights were given"
+
+
 def _judged(report: Report) -> str:
-    missed = [LIMITS.get(limit.limit, limit.limit) for limit in report.budget if not limit.ok]
+    missed = [MISSED.get(limit.limit, limit.limit) for limit in report.budget if not limit.ok]
     total = len(report.budget)
     if report.verdict == "untrained":
-        return "Nothing was trained and no weights were given, so accuracy is shown but not judged."
+        return f"{untrained(report)}, so accuracy is shown but not judged."
     if missed:
-        names = _joined([name[0].lower() + name[1:] for name in missed], " and ")
+        names = _joined(missed, " and ")
         if total == 1:
             return f"The one limit of the budget is missed: {names}."
         return f"{len(missed)} of the {total} limits of the budget {_is(missed)} missed: {names}."
@@ -95,7 +96,20 @@ def certainty(report: Report) -> str:
 
 def warnings(report: Report) -> tuple[str, ...]:
     """Where int8 is slower than float on this machine, then the run's own warnings."""
-    return (*_slower_int8(report), *report.warnings)
+    return tuple(_whole(text, report) for text in (*_slower_int8(report), *report.warnings))
+
+
+def notes(report: Report) -> tuple[str, ...]:
+    """The run's own notes."""
+    return tuple(_whole(text, report) for text in report.notes)
+
+
+def _whole(text: str, report: Report) -> str:
+    """What a run says after `warning: ` as a sentence of its own; names of nets, layers and files stay as they are."""
+    first = re.match(r"[a-z]+(-[a-z]+)* ", text)
+    if first and first[0].rstrip() not in {row.net for row in (*report.rows, *report.alternatives)}:
+        text = text[0].upper() + text[1:]
+    return f"{text}." if text and (text[-1].isalnum() or text[-1] == ")") else text
 
 
 def best_alternative(report: Report) -> str:
@@ -118,7 +132,7 @@ def robustness(report: Report) -> str:
     if reference is None:
         return ""
     if report.verdict == "untrained":
-        return "Nothing was trained and no weights were given, so these accuracies mean nothing."
+        return f"{untrained(report)}, so these accuracies mean nothing."
     distilled = next((row for row in reversed(report.rows) if row.stage == "distill"), report.result)
     found = []
     for row in dict.fromkeys((distilled, report.result)):
@@ -131,18 +145,28 @@ def robustness(report: Report) -> str:
 
 
 def severity(report: Report) -> str:
-    """What the corruptions are, and that the figures are no benchmark's."""
+    """What the corruptions are, how far the accuracies are known, and that the figures are no benchmark's."""
     shown = report.robustness[0].severity if report.robustness else 0
+    known = _widest(report)
     return (
+        f"Each accuracy under one corruption is known to about ±{known:.1f} points at worst (95 % interval). "
         f"Corruptions after Hendrycks and Dietterich (2019, arXiv:1903.12261), severity {shown} of 5, and no other. "
         "Their benchmarks' scores are means over all five and over fifteen corruptions, and cannot be read off here."
     )
 
 
+def _widest(report: Report) -> float:
+    """Half the widest 95 % interval among the accuracies on corrupted images, in points."""
+    samples = max(report.result.samples, 0)
+    shown = [value for line in report.robustness for value in (line.noise, line.blur, line.contrast)]
+    ends = [wilson(min(max(value, 0.0), 100.0), samples) for value in shown if value is not None]
+    return max(((high - low) / 2 for low, high in ends), default=0.0)
+
+
 def over_seeds(report: Report) -> tuple[str, ...]:
     """What each stage gained over the baseline, a sentence a stage; none where there was one seed."""
     if report.seeds and report.verdict == "untrained":
-        return ("Nothing was trained and no weights were given, so these accuracies mean nothing.",)
+        return (f"{untrained(report)}, so these accuracies mean nothing.",)
     reference = next((line.values for line in report.seeds if line.net == report.baseline), ())
     found = []
     for line in report.seeds:
@@ -175,25 +199,6 @@ def _first_seed(report: Report) -> str:
     )
 
 
-def headlines(report: Report) -> tuple[Headline, ...]:
-    """Size, latency, MACs and accuracy of the result against the baseline and the teacher."""
-    row, reference, teacher = report.result, report.baseline_row, report.teacher_row
-    topics = [
-        _headline("File size", row, reference, teacher, "bytes", ("smaller", "larger"), "same size"),
-        _headline("Latency, median", row, reference, teacher, "p50", ("faster", "slower"), "same speed"),
-        _headline("MACs", row, reference, teacher, "macs", ("fewer", "more"), "same number"),
-    ]
-    figure, _, unit = numbers.points(row.top1_onnx - reference.top1_onnx).partition(" ")
-    beyond = ""
-    if teacher is not None:
-        beyond = f"{numbers.points(row.top1_onnx - teacher.top1_onnx)} against the teacher"
-    values = f"{numbers.percent(row.top1_onnx)}, baseline {numbers.percent(reference.top1_onnx)}"
-    if report.verdict == "untrained":
-        figure, unit, beyond = numbers.MISSING, "not judged", ""
-    accuracy = Headline("Top-1 accuracy", figure, unit, values, beyond)
-    return (*topics, accuracy)
-
-
 def allowed(limit: Limit, value: float) -> str:
     """The value of a limit in the limit's own unit."""
     if limit.limit == "max_accuracy_drop":
@@ -201,37 +206,6 @@ def allowed(limit: Limit, value: float) -> str:
     if limit.limit == "max_bytes":
         return f"{value:,.0f} bytes"
     return f"{100 * value:.2f} %" if limit.limit.endswith("_ratio") else f"{value:g}"
-
-
-def _headline(
-    topic: str, row: Row, reference: Row, teacher: Row | None, field: str, words: tuple[str, str], equal: str
-) -> Headline:
-    value, base = _figure(row, field), _figure(reference, field)
-    figure, word = _ratio(value, base, words)
-    beyond = ""
-    if teacher is not None:
-        ratio, than = _ratio(value, _figure(teacher, field), words)
-        beyond = f"{ratio} {than} than the teacher" if ratio else f"{equal} as the teacher"
-    values = f"{_shown(value, field)}, baseline {_shown(base, field)}"
-    return Headline(topic, figure or "1.0×", word or equal, values, beyond)
-
-
-def _shown(value: float, field: str) -> str:
-    return numbers.milliseconds(value) if field == "p50" else numbers.scaled(value, "B" if field == "bytes" else "")
-
-
-def _figure(row: Row, field: str) -> float:
-    return {"bytes": row.bytes, "p50": row.latency_ms.p50, "macs": row.macs}[field]
-
-
-def _ratio(value: float, reference: float, words: tuple[str, str]) -> tuple[str, str]:
-    """(`7.5×`, `smaller`), or empty strings where the two are the same to one decimal of their ratio."""
-    if numbers.missing(value) or numbers.missing(reference) or value <= 0 or reference <= 0:
-        return "", ""
-    ratio = max(value / reference, reference / value)
-    if ratio < 1.05:
-        return "", ""
-    return numbers.times(ratio), words[0] if value < reference else words[1]
 
 
 def not_faster(onnx: str) -> str:
@@ -246,7 +220,9 @@ def _slower_int8(report: Report) -> list[str]:
     why = f" {NO_INT8_FLAGS}" if lacking else ""
     for index, row in enumerate(report.rows):
         before = next((other for other in reversed(report.rows[:index]) if not other.int8), None)
-        if not row.int8 or before is None or row.latency_ms.p50 < SLOWER * before.latency_ms.p50:
+        if not row.int8 or before is None or row.latency_ms.p50 < before.latency_ms.p50:
+            continue
+        if same(report, row.latency_ms.p50, before.latency_ms.p50):
             continue
         if any(text.startswith(not_faster(row.onnx)) for text in report.warnings):
             continue  # the run said so itself, and looked for the causes
