@@ -353,7 +353,9 @@ def predict(
 def list_names(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[models|data|losses|stages|importances|targets|pipelines]", autocompletion=completing.kinds),
+        typer.Argument(
+            metavar="[models|data|losses|stages|importances|targets|pipelines]", autocompletion=completing.kinds
+        ),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     as_json: AsJson = False,

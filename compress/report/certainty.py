@@ -8,9 +8,8 @@ from compress.row import Control, Row
 SLOWER = 1.02
 
 
-def noise(report: Report) -> float:
-    """The share by which two medians must differ here to mean anything: 2 %, or more where the control says so."""
-    control = report.control
+def noise(control: Control | None) -> float:
+    """The share by which two medians must differ to mean anything: 2 %, or more where the A/A control says so."""
     return SLOWER - 1 if control is None else max(SLOWER - 1, control.noise, apart(control))
 
 
@@ -21,7 +20,7 @@ def apart(control: Control) -> float:
 
 def same(report: Report, ms: float, other: float) -> bool:
     """Whether two median latencies are the same for all that can be told on this machine."""
-    return max(ms, other) <= (1 + noise(report)) * min(ms, other)
+    return max(ms, other) <= (1 + noise(report.control)) * min(ms, other)
 
 
 def interval(row: Row) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def _headline(report: Report, topic: str, field: str) -> Headline:
     value, base = _figure(row, field), _figure(reference, field)
     shown = f"{_shown(value, field)}, baseline {_shown(base, field)}"
     if not figure and max(value, base) >= APART * min(value, base):  # a latency, apart for no reason
-        return Headline(topic, "≈ 1×", f"within noise ({100 * noise(report):.0f} %)", shown, beyond)
+        return Headline(topic, "≈ 1×", f"within noise ({100 * noise(report.control):.0f} %)", shown, beyond)
     return Headline(topic, figure or "1.0×", word or EQUAL[field], shown, beyond)
 
 

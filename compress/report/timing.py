@@ -28,12 +28,12 @@ def control(report: Report) -> str:
     found = report.control
     if found is None:
         return ""
-    off, limit = 100 * apart(found), 100 * noise(report)
+    off, limit = 100 * apart(found), 100 * noise(report.control)
     text = (
         f"As a control {found.net} took turns with itself: its two medians differ by {off:.1f} %. "
         f"Differences up to {limit:.1f} % between two files mean nothing here."
     )
-    if noise(report) <= NOISY:
+    if noise(report.control) <= NOISY:
         return text
     return f"{text} That is a noisy machine ({limit:.0f} %): measure again when it has nothing else to do."
 

@@ -15,6 +15,7 @@ from compress.measure.structure import NOT_JUDGED
 from compress.net import Net
 from compress.pipeline import Pipeline
 from compress.report import Curve, OverSeeds, Report, UnderCorruption
+from compress.report.certainty import noise
 from compress.report.wording import not_faster
 from compress.row import Control, Distribution, Latency, Row
 from compress.running.corrupting import Subject, under_corruption
@@ -95,6 +96,7 @@ class Conclusion:
         budget = judge_budget(self.pipeline.budget, rows[-1], rows[names.index("baseline")])
         verdict = "fail" if failure else judge_run(budget, rows[-1], self.data.classes, trained)
         self.remark(trail, (*files.values(), *variants.values()), rows, trained)
+        self.remark_slowness(rows, noise(control))
         if self.data.embedded:
             self.prover.write_test_images()
         ship(self.out, {**files, **variants}, self.provers(trail, names))
@@ -256,7 +258,6 @@ class Conclusion:
                 f"{rows[-1].net} is no better than guessing, {rows[-1].top1_onnx:.1f} % right with "
                 f"{self.data.classes} classes: train longer, lower training.lr, or look at the labels"
             )
-        self.remark_slowness(rows)
         flags = cpu_flags()
         if any(proof.int8 for proof in proofs) and flags and not has_vnni(flags):
             self.warn(
@@ -270,8 +271,11 @@ class Conclusion:
         found = zip(self.pipeline.stages, stages, strict=True)
         return next((row for stage, row in found if isinstance(stage, Distill)), None)
 
-    def remark_slowness(self, rows: Sequence[Row]) -> None:
-        """Say of each int8 file that is not faster than the float one before it, and why that may be."""
+    def remark_slowness(self, rows: Sequence[Row], chance: float) -> None:
+        """Say of each int8 file that is not faster than the float one before it, and why that may be.
+
+        `chance` is the share by which medians differ for no reason.
+        """
         if self.pipeline.export.target in NOT_JUDGED:
             return
         for i, row in enumerate(rows):
@@ -280,9 +284,10 @@ class Conclusion:
                 continue
             found = slowness(self.out / row.onnx, cpu_flags())
             why = "; ".join(found) or "no cause that is known of: measure again on an idle machine"
+            speed = before.latency_ms.p50 / row.latency_ms.p50
+            within = f", which is within the noise of {100 * chance:.0f} %" if speed * (1 + chance) >= 1 else ""
             self.warn(
-                f"{not_faster(row.onnx)} {before.onnx} here, "
-                f"{before.latency_ms.p50 / row.latency_ms.p50:.2f} times its speed. Likely causes: {why}"
+                f"{not_faster(row.onnx)} {before.onnx} here, {speed:.2f} times its speed{within}. Likely causes: {why}"
             )
 
     def warn(self, text: str) -> None:
