@@ -93,6 +93,4 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         parsed(PLAIN | {"student": {"timm": {"model": "resnet18"}}}, "x")
-    assert str(caught.value).endswith(
-        "student.timm.model: timm is not installed; `pip install -e '.[timm]'` brings it"
-    )
+    assert str(caught.value).endswith("student.timm.model: timm is not installed; `pip install -e '.[timm]'` brings it")
