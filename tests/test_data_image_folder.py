@@ -103,7 +103,7 @@ def test_image_folder_missing(tmp_path):
 
 def test_image_folder_that_is_a_file(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"x.zip is a file; give `path` a folder"):
+    with pytest.raises(DataError, match=r"x.zip is an archive; unpack it, and give a folder with"):
         ImageFolder(path=tmp_path / "x.zip")(0)
 
 
@@ -178,7 +178,10 @@ def test_many_unreadable_files_are_counted(tmp_path):
         dataset(0)
     lines = str(caught.value).splitlines()
     assert len(lines) == 13
-    assert lines[-2:] == ["  and 3 more", "or leave out with `damaged: skip`"]
+    assert lines[-2:] == [
+        "  and 3 more",
+        "or leave out with `damaged: skip` and `max_damaged: 0.39` beside `path`",  # 13 of 34
+    ]
 
 
 def test_other_decoders_are_not_tried(tmp_path):

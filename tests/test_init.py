@@ -105,8 +105,8 @@ def test_a_name_cannot_leave_its_comment() -> None:
 BAD: list[tuple[list[str], int, str]] = [
     (["--data", "nowhere"], 3, "there is no folder nowhere; give one with a folder of images for each class"),
     (["--data", "photos/cat/0.png"], 3, "photos/cat/0.png is a file; give a folder"),
-    (["--data", "photos/cat"], 3, "photos/cat has no class folders with images"),
-    (["--target", "gameboy"], 2, "--target gameboy: no such target. Known: arm,"),
+    (["--data", "photos/cat"], 3, "photos/cat has no class folders; put each class's images into its own"),
+    (["--target", "gameboy"], 2, "--target gameboy: no such target (`compress ls targets` says what for). Known: arm,"),
     (["--limit", "small"], 2, "--limit small: should read max_accuracy_drop=1, with one of max_accuracy_drop,"),
     (["--limit", "max_bytes=lots"], 2, "--limit max_bytes=lots: 'lots' is no number; such as"),
     (["--limit", "max_bytes=3 elephants"], 2, "'3 elephants' is no number"),
@@ -114,6 +114,8 @@ BAD: list[tuple[list[str], int, str]] = [
     (["--limit", "max_bytes=1e999"], 2, "'1e999' is no number"),
     (["--limit", "max_bytes=1.2.3"], 2, "'1.2.3' is no number"),
     (["--limit", "max_macs_ratio=50kB"], 2, "'50kB' is no number"),
+    (["--limit", "max_bytes=50%"], 2, "'50%' is no number"),
+    (["--limit", "500 kB"], 2, "Did you mean 'max_bytes=500 kB'?"),
     (["--limit", "max_macs_ratio=0"], 2, "should be above 0"),
     (["--limit", "max_latency_ratio=2"], 2, "a ratio to the unpruned student should be below 1"),
     (["--limit", "max_bytes=9", "--limit", "max_bytes=8"], 2, "--limit max_bytes is given twice; give it once"),
@@ -158,11 +160,44 @@ def test_split_folders_and_what_lies_beside() -> None:
     Path("split").mkdir()
     Path("photos").rename("split/Train")
     Path("split/.hidden").mkdir()
-    Path("split/Test/cat").mkdir(parents=True)
-    assert [path.name for path in starting.classes(Path("split"))] == ["cat", "dog"]
+    for name in ("cat", "dog"):
+        Path("split/Test", name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(Path("split/Test", name, "0.png"))
+    images, warnings = starting.look(Path("split"))
+    assert [(name, len(paths)) for name, paths in images["train"].items()] == [("cat", 3), ("dog", 3)]
+    assert warnings == []
     assert starting.folder_here() == Path("split")
-    with pytest.raises(DataError, match="cannot be read: No such file"):
-        starting.classes(Path("gone"))
+    with pytest.raises(DataError, match="is a file"):
+        starting.look(Path("gone"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("max_accuracy_drop=1.5%", 1.5), ("max_macs_ratio=40%", 0.4), ("max_bytes_ratio=20 %", 0.2)]
+)
+def test_per_cent_are_points_or_hundredths(limit: str, value: float) -> None:
+    assert starting.limit_of(limit).value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "target", "asked_of_prune"),
+    [
+        ("1.5MB", "onnxruntime", {"max_bytes": 1.5e6}), ("5MB", "onnxruntime", {"keep_macs": 0.5}),
+        ("5MB", "float", {"max_bytes": 5e6}), ("20MB", "float", {"keep_macs": 0.5}),
+    ],
+)  # fmt: skip
+def test_who_can_afford_the_whole_net_is_not_asked_to_prune_to_more(
+    limit: str, target: str, asked_of_prune: dict[str, float]
+) -> None:
+    assert init("mine", "--data", "digits", "--limit", f"max_bytes={limit}", "--target", target)[0] == 0
+    prune = yaml.safe_load(Path("mine.yaml").read_text())["stages"][1]["prune"]
+    assert {key: prune[key] for key in asked_of_prune} == asked_of_prune
+
+
+def test_quotes_of_a_folder_that_was_dropped_are_none_of_its_name() -> None:
+    Path("photos").rename("my photos")
+    assert starting.images_of("'my photos'") == Path("my photos")
+    Path("my photos").rename("'x'")
+    assert starting.images_of("'x'") == Path("'x'")
 
 
 class Terminal:

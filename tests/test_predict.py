@@ -13,6 +13,7 @@ import pytest
 import torch
 from commandline import done
 from PIL import Image
+from rich.cells import cell_len
 from tiny import tiny_pipeline
 
 from compress.errors import DataError, ModelError
@@ -220,17 +221,35 @@ def test_a_file_that_takes_no_pictures_is_refused(colour: Path, tmp_path: Path) 
         (b"", "the file is empty"),
         (b"GIF89a no picture", "gif"),
         (b"%!PS-Adobe", "not an image in a known format"),
-        ("folder", "it is no ordinary file"),
     ],
 )
 def test_pictures_that_cannot_be_read_are_named(colour: Path, folder: Path, tmp_path: Path, content, said: str) -> None:
     bad = tmp_path / "gif.png"
-    if content == "folder":
-        bad.mkdir()
-    elif content is not None:
+    if content is not None:
         bad.write_bytes(content)
+    found = []
     with pytest.raises(DataError) as caught:
-        list(predict(colour, [folder / "test" / "dog" / "0.png", bad]))
+        found.extend(predict(colour, [bad, folder / "test" / "dog" / "0.png"]))
     assert "1 picture cannot be read" in str(caught.value)
     assert f"{bad}: " in str(caught.value)
     assert said in str(caught.value)
+    assert found == list(predict(colour, [folder / "test" / "dog" / "0.png"])), "the others are predicted"
+
+
+def test_a_folder_stands_for_its_pictures(colour: Path, folder: Path, tmp_path: Path) -> None:
+    inside = sorted((folder / "test").rglob("*.png"))
+    assert list(predict(colour, [folder / "test"])) == list(predict(colour, inside))
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"holds no pictures\nLeft out 1 image in formats .* convert HEIC to JPEG"):
+        list(predict(colour, [tmp_path]))
+
+
+def test_a_run_folder_names_its_files(made: Made) -> None:
+    with pytest.raises(ModelError, match=r"is a run folder; name one of its files: .*models/baseline\.onnx"):
+        opened(made.model.parent.parent)
+
+
+def test_columns_stand_under_each_other_whatever_the_names(colour: Path, folder: Path, tmp_path: Path) -> None:
+    model = changed(colour, tmp_path, class_names=json.dumps(["🥤", "Käse", "emu"]))
+    table = render(model, list(predict(model, [folder / "test" / "dog" / "0.png"], top=3)), as_json=False)
+    assert len({cell_len(line[: line.rindex(".")]) for line in table.splitlines()[1:]}) == 1

@@ -240,7 +240,7 @@ def test_more_damaged_pictures_than_allowed_end_the_run(tmp_path: Path) -> None:
     first, *listed = str(caught.value).splitlines()
     assert first == (
         "12 image files of 100 cannot be read (12 %), and `max_damaged` allows 1 %; repair or remove them, or allow "
-        "more:"
+        "more, `max_damaged: 0.12`:"
     )
     assert (len(listed), listed[-1]) == (11, "  and 2 more")
     (warning,) = dataset.model_copy(update={"max_damaged": 0.12})(0).warnings
@@ -251,7 +251,10 @@ def test_more_damaged_pictures_than_allowed_end_the_run(tmp_path: Path) -> None:
 def test_stop_is_the_default_and_says_what_else_there_is(tmp_path: Path) -> None:
     dataset = images(tmp_path, 3)
     assert (dataset.damaged, dataset.max_damaged) == ("stop", 0.01)
-    with pytest.raises(DataError, match=r"^3 image files cannot be read(.|\n)+or leave out with `damaged: skip`$"):
+    with pytest.raises(
+        DataError,
+        match=r"^3 image files cannot be read(.|\n)+or leave out with `damaged: skip` and `max_damaged: 0.03`",
+    ):
         dataset(0)
 
 

@@ -35,12 +35,13 @@ class Damage(Config):
         if not problems:
             return []
         if self.damaged == "stop":
-            refuse(problems)
+            refuse(problems, count)
         share = f"{_files(len(problems))} of {count:,}"
         if len(problems) > self.max_damaged * count:
             raise DataError(
                 f"{share} cannot be read ({100 * len(problems) / count:.2g} %), and `max_damaged` allows "
-                f"{100 * self.max_damaged:.2g} %; repair or remove them, or allow more:\n{listed(problems)}"
+                f"{100 * self.max_damaged:.2g} %; repair or remove them, or allow more, "
+                f"`max_damaged: {_enough(len(problems), count)}`:\n{listed(problems)}"
             )
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         left_out = "is left out" if len(problems) == 1 else "are left out"
@@ -117,13 +118,21 @@ def without(problems: Mapping[int, str], sizes: Sequence[int]) -> list[np.ndarra
     return [np.setdiff1d(part, [*problems], assume_unique=True) for part in parts]
 
 
-def refuse(problems: Iterable[str]) -> None:
-    """Raise DataError that lists the files with a problem, if there are any."""
+def refuse(problems: Iterable[str], count: int | None = None) -> None:
+    """Raise DataError that lists the files with a problem, if there are any; `count` is of all files, where known."""
     bad = [*problems]
     if bad:
-        raise DataError(
-            f"{_files(len(bad))} cannot be read; repair or remove:\n{listed(bad)}\nor leave out with `damaged: skip`"
-        )
+        more = ""
+        if count is not None and len(bad) > Damage().max_damaged * count:
+            more = f" and `max_damaged: {_enough(len(bad), count)}` beside `path`"
+        which = f"{listed(bad)}\nor leave out with `damaged: skip`{more}"
+        raise DataError(f"{_files(len(bad))} cannot be read; repair or remove:\n{which}")
+
+
+def _enough(bad: int, count: int) -> str:
+    """The share that just allows so many, in whole per cent."""
+    shares = (percent / 100 for percent in range(1, 100))
+    return f"{next((share for share in shares if bad <= share * count), 0.999):g}"
 
 
 def _files(count: int) -> str:

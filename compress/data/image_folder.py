@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, NoReturn
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -13,26 +13,22 @@ from torch import Tensor
 
 from compress.data.assemble import SAMPLE, assemble
 from compress.data.base import Data, InMemory, MissingData, Preprocessing, Split
-from compress.data.files import Damage, Files, broken, decoded, listed, refuse, without
-from compress.data.pictures import UNREADABLE, reason, require_file, suffixes
+from compress.data.files import Damage, Files, broken, decoded, refuse, without
+from compress.data.pictures import UNREADABLE, reason, require_file
 from compress.data.split import Labelled, complete
-from compress.errors import DataError
+from compress.files.class_folders import ClassFolders, class_folders, class_images
 from compress.spelling import nearest_file
 
 IN_MEMORY_BYTES = 2**30  # data sets up to this size, at the net's resolution, are decoded once and kept
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 class ImageFolder(Damage, Preprocessing):
     """Image files in class folders, `train/<class>/*.jpg`, as ImageNet has them (arXiv:1409.0575).
 
-    Splits are `train/`, `val/` (or `valid/`, `validation/`) and `test/`; where validation or test images are
-    missing they are split off the training images by the seed: a tenth, a fifth. Class folders that stand
-    directly in `path` are split three ways. Images in folders inside a class folder count as that class's.
+    Splits are `train/` (or `training/`, `train_set/`), `val/` (or `valid/`, `validation/`) and `test/`; where
+    validation or test images are missing they are split off the training images by the seed: a tenth, a fifth.
+    Class folders that stand directly in `path` are split three ways. Images in folders inside a class folder count
+    as that class's.
     `mirror` says whether a mirrored image still shows its class.
 
     All images stay in memory if they fit 1 GiB at the net's size; otherwise each is decoded when asked for,
@@ -49,12 +45,11 @@ class ImageFolder(Damage, Preprocessing):
     def __call__(self, seed: int) -> Data:
         """The folder's splits; those that it lacks are drawn by `seed`."""
         root = Path(os.path.expanduser(self.path))
-        folders = _layout(root)
-        names = _class_names(folders)
-        given, warnings = _index(folders, names)
+        folders = class_folders(_there(root))
+        given, warnings = _index(folders)
         splits, content, damaged = self._splits(root, complete(given, seed))
         warnings += damaged
-        return assemble(self, str(root), splits, names, mirror=self.mirror, content=content, warnings=warnings)
+        return assemble(self, str(root), splits, folders.names, mirror=self.mirror, content=content, warnings=warnings)
 
     def _splits(self, root: Path, files: Sequence[Labelled]) -> tuple[list[Split], str | None, list[str]]:
         """The splits, decoded if they fit; if not, what stands for their content in the fingerprint; warnings.
@@ -83,102 +78,25 @@ def _some(pixels: Tensor, part: np.ndarray) -> Tensor:
     return pixels[torch.from_numpy(part)]
 
 
-def _layout(root: Path) -> dict[str, Path]:
-    """The folder of each split that there is; class folders without splits are all `train`."""
+def _there(root: Path) -> Path:
+    """The folder; raises MissingData where there is none."""
     if not os.path.exists(root):
+        from_here = "" if root.is_absolute() else f", seen from {Path.cwd()}"
         near = nearest_file(root, folder=True)
-        raise MissingData(f"there is no folder {root}; give `path` a folder with train/<class>/<images>.{near}")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file; give `path` a folder with train/<class>/<images>.")
-    found: dict[str, Path] = {}
-    for folder in _folders(root):
-        # Case is ignored: were Train/ and Test/ taken for two classes, all would run and mean nothing.
-        split = next((split for split, names in SPLITS.items() if folder.name.lower() in names), None)
-        if split in found:
-            raise DataError(f"{root} has both {found[split].name}/ and {folder.name}/; keep one of them.")
-        if split is not None:
-            found[split] = folder
-    if found and "train" not in found:
-        there = next(iter(found.values())).name
-        raise DataError(f"{root} has {there}/ but no train/; put the training images into train/<class>/.")
-    return {split: found[split] for split in SPLITS if split in found} or {"train": root}
+        raise MissingData(
+            f"there is no folder {root}; give `path` a folder with train/<class>/<images>{from_here}.{near}"
+        )
+    return root
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders inside by name, without hidden ones and what operating systems and Python leave behind."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        _stop(error)
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
-
-
-def _stop(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} cannot be read: {reason(error)}.") from None
-
-
-def _class_names(folders: Mapping[str, Path]) -> list[str]:
-    """The class folders' names, which must be the same in every split."""
-    names = {split: [folder.name for folder in _folders(path)] for split, path in folders.items()}
-    train = names["train"]
-    if not train:
-        raise DataError(f"{folders['train']} has no class folders; put each class's images into its own.")
-    for split, own in names.items():
-        odd = sorted(set(own) ^ set(train))
-        if odd:
-            here, there = ("train", split) if odd[0] in train else (split, "train")
-            raise DataError(
-                f"{folders[here] / odd[0]} has no counterpart in {folders[there]}; "
-                f"every split must have the same class folders ({len(odd)} differ)."
-            )
-    return train
-
-
-def _index(folders: Mapping[str, Path], names: Sequence[str]) -> tuple[dict[str, Labelled], list[str]]:
-    """Paths and labels of every split, sorted, and a warning about files that are no images."""
+def _index(folders: ClassFolders) -> tuple[dict[str, Labelled], list[str]]:
+    """Paths and labels of every split, sorted, and warnings about what is left out."""
+    images, warnings = class_images(folders)
     given: dict[str, Labelled] = {}
-    empty: list[str] = []
-    others: list[str] = []
-    for split, folder in folders.items():
-        paths: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(names):
-            images, rest = image_files(folder / name)
-            paths += images
-            labels += [label] * len(images)
-            others += rest
-            if not images:
-                empty.append(str(folder / name))
-        given[split] = np.array(paths, dtype=object), np.array(labels, dtype=np.int64)
-    if empty:
-        count = "1 class folder has" if len(empty) == 1 else f"{len(empty)} class folders have"
-        raise DataError(f"{count} no images; add some, or remove the class everywhere:\n{listed(empty)}")
-    return given, _left_out(others)
-
-
-def _left_out(others: Sequence[str]) -> list[str]:
-    if not others:
-        return []
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return [f"Left out, being no images by their suffix: {os.path.basename(others[0])}{more}."]
-
-
-def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files and other files under a class folder, sorted, links followed, hidden files left out."""
-    images: list[str] = []
-    others: list[str] = []
-    seen: set[str] = set()
-    for here, inside, files in os.walk(folder, onerror=_stop, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link back to a folder above
-            inside.clear()
-            continue
-        seen.add(real)
-        inside[:] = sorted(name for name in inside if not name.startswith((".", "__")))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            known = os.path.splitext(name)[1].lower() in suffixes()
-            (images if known else others).append(os.path.join(here, name))
-    return images, others
+    for split, named in images.items():
+        labels = np.repeat(np.arange(len(named)), [len(paths) for paths in named.values()]).astype(np.int64)
+        given[split] = np.array([path for paths in named.values() for path in paths], dtype=object), labels
+    return given, warnings
 
 
 def _cheap_hash(root: Path, prep: Preprocessing, paths: Sequence[Sequence[str]], labels: Sequence[np.ndarray]) -> str:

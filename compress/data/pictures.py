@@ -7,21 +7,19 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compress.data.base import InMemory, Preprocessing
+from compress.files.image_files import formats
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # What Pillow's decoders raise for damaged files, as far as their source shows.
 UNREADABLE = (
@@ -44,19 +42,6 @@ MAX_BYTES = 2**29  # of a file, which some decoders take into memory whole
 
 # Pillow warns of a bomb and goes on decoding it, up to twice the size that it warns of.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads. No other decoder is tried: some start programs (EPS)."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-@cache
-def suffixes() -> frozenset[str]:
-    """Lower-case file suffixes of those formats, such as `.jpg`."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats())
 
 
 def read(path: str, prep: Preprocessing) -> np.ndarray:

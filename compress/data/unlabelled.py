@@ -11,10 +11,11 @@ import torch
 from compress.config import fingerprint
 from compress.data.base import Data, Images, InMemory, MissingData, Preprocessing
 from compress.data.files import Damage, Files, broken, decoded, without
-from compress.data.image_folder import IN_MEMORY_BYTES, image_files
+from compress.data.image_folder import IN_MEMORY_BYTES
 from compress.data.npz import arrays
 from compress.data.pictures import in_memory
 from compress.errors import DataError
+from compress.files.image_files import image_files
 
 
 class Unlabelled(Damage):

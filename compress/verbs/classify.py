@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from rich.cells import cell_len, set_cell_size
 
 from compress.config import described
 from compress.console import one_line
 from compress.data.base import Preprocessing
 from compress.data.files import decoded, listed
 from compress.errors import DataError, ModelError
+from compress.files.image_files import image_files, left_out
 from compress.files.onnx_file import read_onnx
 from compress.measure.file import metadata, outputs, session
 
@@ -114,6 +116,9 @@ def opened(file: Path) -> Classifier:
     Raises ModelError for what is never read from outside, and for one whose metadata do not say how pictures are fed to
     it; ExportError for one that the runtime refuses.
     """
+    if (file / "models").is_dir():
+        made = ", ".join(str(each) for each in sorted((file / "models").glob("*.onnx")))
+        raise ModelError(f"{file} is a run folder; name one of its files: {made or 'there is none yet'}")
     about = metadata(read_onnx(file))
     missing = [key for key in ("mean", "std", "class_names") if key not in about]
     if missing:
@@ -132,24 +137,44 @@ def opened(file: Path) -> Classifier:
 
 
 def predict(file: Path, images: Sequence[Path], top: int = 5) -> Iterator[Prediction]:
-    """The likeliest `top` classes of each picture, in order. Errors are those of `opened`.
+    """The likeliest `top` classes of each picture, in order; a folder stands for the pictures in it, at any depth.
 
-    Raises DataError, naming all of a batch, for pictures that cannot be decoded.
+    Errors are those of `opened`. Raises DataError for pictures that cannot be decoded, naming all of them, after those
+    that can, and for a folder without pictures.
     """
     classifier = opened(file)
-    names = classifier.about.class_names
-    for begin in range(0, len(images), BATCH):
-        part = [str(image) for image in images[begin : begin + BATCH]]
+    paths = [path for image in images for path in pictures(image)]
+    unread: list[str] = []
+    for begin in range(0, len(paths), BATCH):
+        part = paths[begin : begin + BATCH]
         pixels, problems = decoded(part, classifier.prep)
-        if problems:
-            what = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
-            raise DataError(f"{what} cannot be read; repair or leave out:\n{listed([*problems.values()])}")
-        for image, logits in zip(part, classifier.logits(pixels.numpy()), strict=True):
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
-            # Of equals the first, as argmax has it, by which a run's predictions are made.
-            best = np.argsort(-logits, kind="stable")[:top]
-            yield Prediction(image, tuple(Guess(int(i), names[i], float(shares[i])) for i in best))
+        unread += problems.values()
+        readable = [i for i in range(len(part)) if i not in problems]
+        if readable:
+            yield from _guessed(classifier, [part[i] for i in readable], pixels.numpy()[readable], top)
+    if unread:
+        what = "1 picture" if len(unread) == 1 else f"{len(unread)} pictures"
+        raise DataError(f"{what} cannot be read; repair or leave out:\n{listed(unread)}")
+
+
+def pictures(image: Path) -> list[str]:
+    """A file, there or not, or the pictures in a folder; raises DataError for a folder without any."""
+    if not image.is_dir():
+        return [str(image)]
+    found, others = image_files(image)
+    if not found:
+        raise DataError("\n".join([f"{image} holds no pictures", *left_out(others)]))
+    return found
+
+
+def _guessed(classifier: Classifier, images: Sequence[str], pixels: np.ndarray, top: int) -> Iterator[Prediction]:
+    names = classifier.about.class_names
+    for image, logits in zip(images, classifier.logits(pixels), strict=True):
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        # Of equals the first, as argmax has it, by which a run's predictions are made.
+        best = np.argsort(-logits, kind="stable")[:top]
+        yield Prediction(image, tuple(Guess(int(i), names[i], float(shares[i])) for i in best))
 
 
 def render(file: Path, predictions: Sequence[Prediction], *, as_json: bool) -> str:
@@ -161,6 +186,7 @@ def render(file: Path, predictions: Sequence[Prediction], *, as_json: bool) -> s
         for each in predictions
         for i, guess in enumerate(each.classes)
     ]
-    widths = [max(len(row[i]) for row in [("image", "class"), *rows]) for i in range(2)]
-    lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in [("image", "class", "probability"), *rows]]
+    table = [("image", "class", "probability"), *rows]
+    widths = [max(cell_len(row[i]) for row in table) for i in range(2)]  # an emoji is two cells wide
+    lines = [f"{set_cell_size(a, widths[0])}  {set_cell_size(b, widths[1])}  {c}" for a, b, c in table]
     return "\n".join(line.rstrip() for line in lines)

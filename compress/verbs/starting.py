@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,15 +18,17 @@ from compress.console import one_line
 from compress.environment import cpu_flags, has_vnni
 from compress.errors import ConfigError, DataError
 from compress.export.targets import TARGETS
+from compress.files.class_folders import class_folders, class_images
+from compress.files.image_files import folders, formats, holds_images
 from compress.spelling import nearest_file
 
 DEMO = "digits"
 PLACEHOLDER = Path("images")
 SIZES = (32, 48, 64, 96)  # pixels; from 96 on time counts for more than what is gained
 LOOKED_AT = 25  # images, for their size
-IMAGE = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif|ppm)$", re.IGNORECASE)
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1024**2}
-# What `prune` is asked for, so that the limit is kept, and why.
+PERCENT = {"max_accuracy_drop": 1.0}  # points; of a ratio a hundredth
+STUDENT_BYTES = 2_000_000  # of MobileNetV2 as int8 with few classes; who can afford more need not prune for it
 LIMITS = ("max_accuracy_drop", "max_bytes", "max_bytes_ratio", "max_macs_ratio", "max_latency_ratio")
 DEFAULT_LIMIT = "max_accuracy_drop=1"
 
@@ -45,7 +47,7 @@ class Limit:
 
     def prune(self, quantizes: bool) -> tuple[str, str]:
         """What `prune` is asked for, and why."""
-        if self.key == "max_bytes":
+        if self.key == "max_bytes" and self.value < STUDENT_BYTES * (1 if quantizes else 4):
             return f"max_bytes: {self.value:.0f}", "as small as it has to be, recover"
         if self.key == "max_macs_ratio":
             return f"keep_macs: {self.value:g}", "as little work as it may be, recover"
@@ -72,14 +74,17 @@ def limit_of(text: str) -> Limit:
     """A limit from `max_accuracy_drop=1`, `max_bytes=500kB` and the like; raises ConfigError."""
     key, _, value = (part.strip() for part in text.partition("="))
     if key not in LIMITS:
-        raise ConfigError(f"--limit {text}: should read {DEFAULT_LIMIT}, with one of {', '.join(LIMITS)}.{_near(key)}")
-    found = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]*)", value, re.IGNORECASE)
-    unit = UNITS.get(found[2].lower()) if found else None
+        size = re.fullmatch(r"[0-9.]+ *[kmKM]i?[bB]", text.strip())
+        hint = f" Did you mean 'max_bytes={text.strip()}'?" if size else _near(key)
+        raise ConfigError(f"--limit {text}: should read {DEFAULT_LIMIT}, with one of {', '.join(LIMITS)}.{hint}")
+    found = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]*|%)", value, re.IGNORECASE)
+    units = UNITS if key == "max_bytes" else {"": 1, "%": PERCENT.get(key, 0.01)}
+    unit = units.get(found[2].lower()) if found else None
     try:
         number = float(found[1]) * (unit or 0) if found else math.nan
     except ValueError:
         number = math.nan
-    if unit is None or not math.isfinite(number) or (unit != 1 and key != "max_bytes"):
+    if unit is None or not math.isfinite(number):
         raise ConfigError(f"--limit {text}: {value!r} is no number; such as {DEFAULT_LIMIT} or max_bytes=500kB")
     if number <= 0 and key != "max_accuracy_drop":
         raise ConfigError(f"--limit {text}: should be above 0")
@@ -98,7 +103,9 @@ def _near(key: str) -> str:
 def target_of(text: str) -> str:
     """A target's name; raises ConfigError."""
     if text not in TARGETS:
-        raise ConfigError(f"--target {text}: no such target.{near(text, TARGETS)}")
+        raise ConfigError(
+            f"--target {text}: no such target (`compress ls targets` says what for).{near(text, TARGETS)}"
+        )
     return text
 
 
@@ -107,45 +114,55 @@ def images_of(text: str) -> Path | None:
     if text == DEMO and not Path(text).is_dir():
         return None
     root = Path(text)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not root.exists():
+        root = Path(text[1:-1])  # as a terminal writes a folder that is dropped on it
     if not root.expanduser().exists():
         raise DataError(f"there is no folder {root}; give one with a folder of images for each class"
                         f"{(hint := nearest_file(root, folder=True)) and '.'}{hint}")  # fmt: skip
-    if not root.expanduser().is_dir():
-        raise DataError(f"{root} is a file; give a folder with a folder of images for each class")
-    if not classes(root):
-        raise DataError(
-            f"{root} has no class folders with images; put each class's images into its own, {root}/cat/1.jpg"
-        )
+    look(root)
     return root
 
 
-def classes(root: Path) -> list[Path]:
-    """The class folders of a folder, of its training images where they stand apart; none where there are none."""
-    inside = _folders(root.expanduser())
-    train = next((folder for folder in inside if folder.name.lower() in ("train", "training")), None)
-    return [folder for folder in (_folders(train) if train else inside) if next(_images(folder), None) is not None]
+def look(root: Path) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
+    """A folder's images by split and by class, none of which is opened, and warnings of what is left out.
+
+    Raises DataError where no run could learn from them.
+    """
+    images, warnings = class_images(class_folders(root.expanduser()))
+    least = 4 - len(images)  # one to learn from, and one for each split that is missing
+    if max(map(len, images["train"].values())) < least:
+        raise DataError(
+            f"{root} has too few images to split some off for validation and test; give {least} or more of each class"
+        )
+    return images, warnings
 
 
 def size_for(root: Path) -> int:
     """Pixels to bring images to: no more than most of them have."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     sides = []
-    for folder in classes(root):
-        for path, _ in zip(_images(folder), range(max(LOOKED_AT // len(classes(root)), 1)), strict=False):
-            try:
-                with Image.open(path) as image:
-                    sides.append(min(image.size))
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-                continue  # `validate` says what is wrong with it
-            if len(sides) >= LOOKED_AT:
-                break
+    classes = [*look(root)[0]["train"].values()]
+    each = max(LOOKED_AT // len(classes), 1)
+    for path in [path for images in classes for path in images[:each]][:LOOKED_AT]:
+        try:
+            with Image.open(path, formats=formats()) as image:
+                sides.append(min(image.size))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue  # `validate` says what is wrong with it
     return max((size for size in SIZES if sides and size <= median(sides)), default=SIZES[0] if sides else SIZES[-1])
 
 
 def folder_here() -> Path | None:
     """The first folder here that holds at least two class folders with images."""
-    return next((path for path in _folders(Path()) if len(classes(path)) > 1), None)
+    for path in folders(Path()):
+        try:
+            named = class_folders(path).splits["train"]
+        except DataError:
+            continue
+        if sum(map(holds_images, named.values())) > 1:
+            return path
+    return None
 
 
 def target_here() -> str:
@@ -179,10 +196,14 @@ def said(answers: Answers) -> str | None:
     """What was found of the images."""
     if answers.images is None or not answers.images.expanduser().is_dir():
         return None
-    names = [folder.name for folder in classes(answers.images)]
-    count = sum(1 for folder in classes(answers.images) for _ in _images(folder))
+    images, warnings = look(answers.images)
+    names = [one_line(name) for name in images["train"]]
+    count = sum(map(len, images["train"].values()))
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"{answers.images}: {len(names)} classes ({shown}), {count:,} images to learn from"
+    missing = [word for split, word in {"val": "validation", "test": "test"}.items() if split not in images]
+    less = f", less those split off for {' and '.join(missing)}" if missing else ""
+    first = f"{answers.images}: {len(names)} classes ({shown}), {count:,} images to learn from{less}"
+    return "\n".join([first, *warnings])
 
 
 def limits_of(texts: Sequence[str]) -> tuple[Limit, ...]:
@@ -199,14 +220,3 @@ def _quoted(path: Path | None) -> str:
     words = str(path or "")
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", words) and yaml.safe_load(words) == words  # `on` is none
     return words if plain else json.dumps(words)
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if IMAGE.search(path.name))
