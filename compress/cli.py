@@ -180,17 +180,20 @@ def validate(
         if i:
             gc.collect()  # the nets of the one before; `__main__` has turned this off
         try:
-            found = list(objections(read(path, overrides)))
+            notes: list[str] = []
+            found = list(objections(read(path, overrides), notes))
         except ConfigError as error:
             problems.append(error)
             told.append({"pipeline": str(path), "ok": False, "problems": str(error).split("\n  ")[1:] or [str(error)]})
             continue
-        told.append({"pipeline": str(path), "ok": not found, "problems": [str(problem) for problem in found]})
+        told.append(
+            {"pipeline": str(path), "ok": not found, "problems": [str(problem) for problem in found], "notes": notes}
+        )
         if found:
             lines = "\n  ".join(str(problem) for problem in found)
             problems.append(type(found[0])(f"{path} cannot run:\n  {lines}"))
         elif not as_json:
-            say(f"{path}: ok")
+            say("\n  ".join([f"{path}: ok", *notes]))
     if as_json:
         say_json(told)
     if problems:
@@ -339,14 +342,20 @@ def predict(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL.onnx", help="A file of `compress run`.", autocompletion=completing.models)
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes of each.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Name the likeliest classes of pictures, prepared as the file's own metadata say."""
     from compress.verbs.classify import predict, render
 
-    say(render(model, list(predict(model, images, top)), as_json=as_json))
+    found = []
+    try:
+        for each in predict(model, images, top):
+            found.append(each)  # noqa: PERF402 - what can be read is shown before what cannot is named
+    finally:
+        if found:
+            say(render(model, found, as_json=as_json))
 
 
 @app.command("ls")
@@ -405,9 +414,13 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, take what would be proposed.")] = False,
 ) -> None:
     """Write a pipeline to start from; at a terminal it asks for images, device and limit."""
+    import shlex
+
     from compress.files import durable
     from compress.verbs import starting
 
+    if data is None and starting.holds_classes(Path(name)):  # `init photos`: what is meant is the folder
+        data, name = name, Path(name).resolve().name
     file = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if file.exists() or file.is_symlink():
         raise ConfigError(f"{file} is there already; choose another name, or delete it")
@@ -425,7 +438,10 @@ def init(
     durable.write(file, starting.text(file.stem, answers), instead="choose another name")
     if data is not None and (found := starting.said(answers)):
         say(found)
-    say(f"wrote {file}: edit it, then `compress run {file} --smoke` tries it, `compress run {file}` runs it")
+    if data is None and not starting.PLACEHOLDER.is_dir():
+        say(f"there is no folder {starting.PLACEHOLDER} yet: put the path of your images into `data`, or give --data")
+    typed = shlex.quote(str(file))
+    say(f"wrote {file}: edit it, then `compress run {typed} --smoke` tries it, `compress run {typed}` runs it")
 
 
 @app.command()

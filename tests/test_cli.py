@@ -204,7 +204,11 @@ def test_init_writes_what_validates_and_overwrites_nothing(compress: Compress) -
     assert "wrote folder/mine.yaml" in found.out
     text = Path("folder/mine.yaml").read_text()
     assert text.startswith("# mine: ")
-    assert compress("validate", "folder/mine.yaml") == Result(0, "folder/mine.yaml: ok\n", "")
+    found = compress("validate", "folder/mine.yaml")
+    assert (found.code, found.err) == (0, "")
+    first, note = found.out.splitlines()
+    assert first == "folder/mine.yaml: ok"
+    assert "there is no folder images" in note
     assert compress("init", "folder/mine.yaml") == Result(
         2, "", "error: folder/mine.yaml is there already; choose another name, or delete it\n"
     )
@@ -238,7 +242,10 @@ def test_doctor(compress: Compress) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_pipelines_validate(path: Path, compress: Compress) -> None:
-    assert compress("validate", path) == Result(0, f"{path}: ok\n", "")
+    found = compress("validate", path)
+    first, *notes = found.out.splitlines()
+    assert (found.code, first, found.err) == (0, f"{path}: ok", "")
+    assert all("which are missing: there is no" in note for note in notes)
 
 
 def test_validate_reports_all_files(compress: Compress) -> None:
@@ -256,6 +263,17 @@ def test_validate_reports_all_files(compress: Compress) -> None:
         "  student: no 'mobilnet_v2' here. Did you mean 'mobilenet_v2'?",
         "no pipeline file three.yaml; `compress init` writes one to start from",
     ]
+
+
+def test_validate_says_what_it_took_for_granted(compress: Compress) -> None:
+    file(data={"image_folder": {"path": "photos", "size": 16}})
+    found = compress("validate", "p.yaml")
+    assert (found.code, found.err) == (0, "")
+    first, note = found.out.splitlines()
+    assert first == "p.yaml: ok"
+    assert note.startswith("  made-up images stand in for the data, which are missing: there is no folder photos")
+    (told,) = json.loads(compress("validate", "p.yaml", "--json").out)
+    assert (told["ok"], told["notes"]) == (True, [note.strip()])
 
 
 def test_validate_takes_overrides(compress: Compress) -> None:

@@ -79,7 +79,27 @@ def test_every_choice_writes_a_pipeline_that_holds_it(data: str, target: str, li
 def test_what_it_writes_validates(words: list[str]) -> None:
     assert init("mine", *words)[0] == 0
     # Weights that would be fetched are left out by a rehearsal, as `validate` does it.
-    assert not list(objections(read(Path("mine.yaml"))))
+    assert not list(objections(read(Path("mine.yaml")), []))
+
+
+def test_a_folder_of_class_folders_in_place_of_a_name_is_meant_as_the_images() -> None:
+    Path("photos").rename("my photos")
+    code, out, err = init("my photos/", "--from-scratch")
+    assert (code, err) == (0, "")
+    assert "my photos: 2 classes (cat, dog), 6 images" in out
+    assert "`compress run 'my photos.yaml'` runs it" in out
+    assert str(read(Path("my photos.yaml")).data.model_dump(mode="json")["path"]) == "my photos"
+    assert "no folder images yet" not in out
+    assert "there is no folder images yet: put the path of your images into `data`, or give --data" in init("other")[1]
+
+
+@pytest.mark.parametrize(("target", "size", "ok"), [("float", "5MB", True), ("float", "12MB", False)])
+def test_a_float_file_is_rehearsed_as_one(target: str, size: str, ok: bool) -> None:
+    """MobileNetV2 has 9 MB as float32 and 2.5 as int8."""
+    init("mine", "--data", "digits", "--target", target)
+    loaded = read(Path("mine.yaml"), [f"stages.prune={{max_bytes: {int(size[:-2]) * 1_000_000}}}"])
+    said = [str(error) for error in objections(loaded, [])]
+    assert [text.startswith("stages.1.prune: max_bytes: the network") for text in said] == ([] if ok else [True])
 
 
 def test_published_weights_unless_from_scratch() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commandline import done
+from commandline import as_it_was, done
 from PIL import Image
 from rich.cells import cell_len
 from tiny import tiny_pipeline
 
+from compress import cli
 from compress.errors import DataError, ModelError
 from compress.export.onnx import Export
+from compress.files.onnx_file import read_onnx
 from compress.net import Net, Spec, build
 from compress.running.proof import Prover
 from compress.running.runner import about
@@ -244,9 +247,24 @@ def test_a_folder_stands_for_its_pictures(colour: Path, folder: Path, tmp_path: 
         list(predict(colour, [tmp_path]))
 
 
-def test_a_run_folder_names_its_files(made: Made) -> None:
+def test_the_command_shows_what_can_be_read_before_it_names_what_cannot(
+    colour: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"x")
+    good = folder / "test" / "dog" / "0.png"
+    monkeypatch.setattr("sys.argv", ["compress", "predict", str(colour), str(tmp_path / "bad.png"), str(good)])
+    with as_it_was(), pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == DataError("").exit_code
+    assert str(good) in shown.out
+    assert "1 picture cannot be read" in shown.err
+
+
+@pytest.mark.parametrize("read", [opened, read_onnx])
+def test_a_run_folder_names_its_files(made: Made, read: Callable[[Path], object]) -> None:
     with pytest.raises(ModelError, match=r"is a run folder; name one of its files: .*models/baseline\.onnx"):
-        opened(made.model.parent.parent)
+        read(made.model.parent.parent)
 
 
 def test_columns_stand_under_each_other_whatever_the_names(colour: Path, folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ def read_onnx(path: Path) -> ModelProto:
     dimensions that no image classifier has, or operators that only a library of their own brings. It does not check
     whether the graph is valid: `read_whole` does.
     """
+    if (path / "models").is_dir():
+        made = ", ".join(str(each) for each in sorted((path / "models").glob("*.onnx")))
+        raise ModelError(f"{path} is a run folder; name one of its files: {made or 'there is none yet'}")
     if not path.is_file():
         near = nearest_file(path, (".onnx",))
         raise ModelError(f"no ONNX file {path}{'.' if near else ''}{near}")

@@ -106,6 +106,11 @@ class FileEnding:
         return path
 
 
+def int8_in_the_end(pipeline: Pipeline) -> bool:
+    """Whether a pipeline ends with an int8 file."""
+    return any(isinstance(stage, Quantize) for stage in pipeline.stages)
+
+
 def endings_of(pipeline: Pipeline, data: Data, prover: Prover) -> list[FileEnding]:
     """What becomes of the net that each stage of a pipeline makes."""
     few = data.smaller(IMAGES)

@@ -25,6 +25,7 @@ from compress.net import Net, build, probe
 from compress.pipeline import Pipeline
 from compress.recipe import Training
 from compress.running import kept
+from compress.running.ending import int8_in_the_end
 from compress.running.kept import Finished
 from compress.running.preflight import spec_of
 from compress.running.sources import Sources
@@ -187,7 +188,8 @@ class Maker:
     def env(self, stage: str, key: str, **more: Any) -> Env:
         """What a stage may use, as far as it does not depend on where its result is kept."""
         given: dict[str, Any] = {"data": self.data, "teachers": (), "out": self.out} | more
-        return Env(device=self.device, seed=_seed(key), stage=stage, **given)
+        int8 = int8_in_the_end(self.pipeline)
+        return Env(device=self.device, seed=_seed(key), stage=stage, int8=int8, **given)
 
     def staged(self, stage: Stage, before: Net | None, env: Env) -> Net:
         """What a stage makes of the net before it, or of the student as given."""

@@ -16,6 +16,7 @@ from compress.export.targets import TARGETS, Target
 from compress.net import Net, Spec, build
 from compress.pipeline import Pipeline
 from compress.recipe import Training
+from compress.running.ending import int8_in_the_end
 from compress.running.preflight import stand_in
 from compress.running.smoke import made_up, without_fetching
 from compress.running.sources import Sources
@@ -118,7 +119,10 @@ def plan(pipeline: Pipeline) -> Plan:
     few = data.smaller(IMAGES)
     for stage in pipeline.stages:
         soft = stage.soft_labels if isinstance(stage, Distill) else replace(soft, asked=False)
-        env = Env(data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name)
+        env = Env(
+            data=few, teachers=(), device=torch.device("cpu"), seed=pipeline.seed, stage=stage.name,
+            int8=int8_in_the_end(pipeline),
+        )  # fmt: skip
         before, net = net, untrained(stage)(net, env)
         if said := soft.describe(losses_of(stage), stage.training, data):
             remarks.append(f"{stage.name}: {said}")

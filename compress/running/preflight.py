@@ -11,6 +11,7 @@ from compress.errors import ConfigError
 from compress.named_nets import Model
 from compress.net import Net, Spec, build, probe
 from compress.pipeline import Pipeline
+from compress.running.ending import int8_in_the_end
 from compress.running.proof import Prover
 from compress.running.sources import Sources
 from compress.stages import BornAgain, Distill, Ending, Env, Mutual, Stage, untrained
@@ -51,6 +52,7 @@ def preflight(
             seed=pipeline.seed,
             stage=stage.name,
             ending=ending,
+            int8=int8_in_the_end(pipeline),
         )
         try:
             rehearse_losses(stage, net, env)

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from compress.edits.graph import folded
 from compress.errors import CompressError, DataError
 from compress.pipeline import Pipeline
+from compress.running.ending import int8_in_the_end
 from compress.running.preflight import ready, rehearse_losses
 from compress.running.smoke import CLASSES, few_images, for_smoke, made_up
 from compress.stages import Env, untrained
@@ -29,12 +30,19 @@ class Zeros(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def objections(pipeline: Pipeline) -> Iterator[CompressError]:
-    """All that would stop a smoke run, as far as it shows without training and exporting; nothing is downloaded."""
+def objections(pipeline: Pipeline, notes: list[str]) -> Iterator[CompressError]:
+    """All that would stop a smoke run, as far as it shows without training and exporting; nothing is downloaded.
+
+    `notes` gathers what is to be said of the data besides.
+    """
     brief = for_smoke(pipeline, [])
     try:
         # These may have to be downloaded; what the pipeline says of them is checked on made-up ones.
-        sources = made_up(brief, IMAGES) if brief.data.name in CLASSES else few_images(brief, []).smaller(IMAGES)
+        if brief.data.name in CLASSES:
+            sources = made_up(brief, IMAGES)
+        else:
+            sources = few_images(brief, notes).smaller(IMAGES)
+            notes += sources.data.warnings
     except DataError as error:
         yield error
         try:
@@ -64,6 +72,7 @@ def objections(pipeline: Pipeline) -> Iterator[CompressError]:
                 device=torch.device("cpu"),
                 seed=brief.seed,
                 stage=stage.name,
+                int8=int8_in_the_end(brief),
             )
             if heard:
                 rehearse_losses(stage, net, env)

@@ -37,7 +37,8 @@ class Env:
     does. `soft_labels` and `blend` say where the teachers' outputs come from and how they count, unless the stage does.
 
     `seed` is the source of all its random choices. `out` is the run folder, for what a stage writes beside its net, and
-    `ending` tells what the pipeline's file of a net would cost; in a rehearsal there is neither. `note` takes a
+    `ending` tells what the pipeline's file of a net would cost; in a rehearsal there is neither, and `int8` alone says
+    whether the pipeline ends with a quantized file. `note` takes a
     remark and `warn` a warning for the report, `beside` takes a variant net that is measured beside the way, such as
     a post-training quantized one. `checkpoints` keep what the stage's trainings have come to.
     """
@@ -53,6 +54,7 @@ class Env:
     beside: Callable[[str, Net], None] = forget
     out: Path | None = None
     ending: "Ending | None" = None
+    int8: bool = True
     views: tuple[Data | None, ...] = ()
     augmented: tuple[bool, ...] = ()
     teacher_keys: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def count_of(dense: Net, key: str) -> int:
 
 def _bytes_target(narrowing: Narrowing, value: float, ending: Ending | None) -> Target:
     prunable, net = narrowing.prunable, narrowing.net
-    int8 = ending.int8 if ending is not None else True
+    int8 = ending.int8 if ending is not None else narrowing.env.int8
     present = ending.bytes(net) if ending is not None else net.params * (1 if int8 else 4)
     prices = costs.file_bytes(prunable.module, prunable.positions, prunable.groups, int8=int8, present=present)
     measure = None if ending is None else lambda widths: float(ending.bytes(narrowing.at(widths)))

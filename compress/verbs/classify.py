@@ -116,9 +116,6 @@ def opened(file: Path) -> Classifier:
     Raises ModelError for what is never read from outside, and for one whose metadata do not say how pictures are fed to
     it; ExportError for one that the runtime refuses.
     """
-    if (file / "models").is_dir():
-        made = ", ".join(str(each) for each in sorted((file / "models").glob("*.onnx")))
-        raise ModelError(f"{file} is a run folder; name one of its files: {made or 'there is none yet'}")
     about = metadata(read_onnx(file))
     missing = [key for key in ("mean", "std", "class_names") if key not in about]
     if missing:

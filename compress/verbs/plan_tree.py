@@ -84,9 +84,8 @@ def _costs(step: Step) -> str:
 
 def _total(root: Tree, plan: Plan) -> None:
     seconds = plan.seconds
-    root.add(
-        Text(f"time  {'unknown until the data are there' if seconds is None else f'≈ {clock(seconds)} on this CPU'}")
-    )
+    known = f"≈ {clock(seconds or 0)} of training on this CPU; checks, export and timing come on top"
+    root.add(Text(f"time  {'unknown until the data are there' if seconds is None else known}"))
     root.add(Text(f"disk  ≈ {plan.disk_bytes / 1e6:,.0f} MB"))
 
 

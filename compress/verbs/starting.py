@@ -155,14 +155,15 @@ def size_for(root: Path) -> int:
 
 def folder_here() -> Path | None:
     """The first folder here that holds at least two class folders with images."""
-    for path in folders(Path()):
-        try:
-            named = class_folders(path).splits["train"]
-        except DataError:
-            continue
-        if sum(map(holds_images, named.values())) > 1:
-            return path
-    return None
+    return next((path for path in folders(Path()) if holds_classes(path)), None)
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether there are at least two class folders with images in a folder."""
+    try:
+        return folder.is_dir() and sum(map(holds_images, class_folders(folder).splits["train"].values())) > 1
+    except DataError:
+        return False
 
 
 def target_here() -> str:
