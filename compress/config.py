@@ -135,13 +135,23 @@ class OneOf:
             case dict() if len(raw) == 1:
                 ((name, fields),) = raw.items()
             case _:
-                raise PydanticCustomError("one_of", "should be a name, or one `name: {key: value}`")
+                said = "should be a name, or one `name: {key: value}`"
+                raise PydanticCustomError("one_of", f"{said}{self.misplaced(raw)}")
         if name not in self.table:
             raise PydanticCustomError("one_of", f"no {cut(repr(name))} here.{near(name, self.table)}")
         try:
             return self.table[name].model_validate({} if fields is None else fields)
         except ValidationError as error:
             raise ValidationError.from_exception_data(name, relocated(error, (name,))) from None
+
+    def misplaced(self, raw: object) -> str:
+        """A hint where keys of a member stand beside its name instead of inside it, as one level too far out."""
+        names = [key for key in raw if key in self.table] if isinstance(raw, dict) else []
+        if not isinstance(raw, dict) or len(names) != 1:
+            return ""
+        (name,) = names
+        beside = [key for key in raw if key in getattr(self.table[name], "model_fields", {})]
+        return f"; did you mean `{name}: {{{beside[0]}: …}}`?" if beside else ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(

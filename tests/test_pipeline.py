@@ -241,6 +241,10 @@ def test_all_errors_of_a_file_at_once() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"student": None}, "student: should be a name, or one `name: {key: value}`"),
+    (
+        {"data": {"digits": {"size": 16}, "fit": "crop", "size": 8}},
+        "data: should be a name, or one `name: {key: value}`; did you mean `digits: {size: …}`?",
+    ),
     ({"student": {"mobilenet_v2": {"wdith": 1}}}, "student.mobilenet_v2.wdith: no such key. Did you mean 'width'?"),
     ({"student": {"mobilenet_v2": 3}},
      "student.mobilenet_v2: should be a valid dictionary or instance of mobilenet_v2, not 3"),
