@@ -184,7 +184,8 @@ def validate(
             found = list(objections(read(path, overrides), notes))
         except ConfigError as error:
             problems.append(error)
-            told.append({"pipeline": str(path), "ok": False, "problems": str(error).split("\n  ")[1:] or [str(error)]})
+            each = str(error).split("\n  ")
+            told.append({"pipeline": str(path), "ok": False, "problems": each[1:] or each, "notes": []})
             continue
         told.append(
             {"pipeline": str(path), "ok": not found, "problems": [str(problem) for problem in found], "notes": notes}

@@ -632,7 +632,7 @@ def test_a_plugins_model_data_loss_and_stage_run(compress: Compress) -> None:
     assert compress("validate", "p.yaml", "--plugin", "mine.py").code == 0
     found = compress("run", "p.yaml", "--smoke", "--plugin", "mine.py")
     assert found.code == 0
-    assert "code came in by --plugin mine.py" in Path("reports/p-smoke/report.md").read_text()
+    assert "Code came in by --plugin mine.py" in Path("reports/p-smoke/report.md").read_text()
     written = yaml.safe_load(Path("reports/p-smoke/pipeline.yaml").read_text())
     assert written["stages"][1] == {"shrink": {"factor": 0.9, "training": written["stages"][1]["shrink"]["training"],
                                                "losses": [{"cross_entropy": {"weight": 1.0}}]}}  # fmt: skip

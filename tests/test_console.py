@@ -325,7 +325,7 @@ def test_the_other_verbs_as_json(here: Path) -> None:
     Path("bad.yaml").write_text(yaml.safe_dump(BRIEF | {"sead": 1, "student": "tinny"}))
     code, out, err = called("validate", "p.yaml", "bad.yaml", "--json")
     good, bad = json.loads(out)
-    assert (code, good) == (2, {"pipeline": "p.yaml", "ok": True, "problems": []})
+    assert (code, good) == (2, {"pipeline": "p.yaml", "ok": True, "problems": [], "notes": []})
     assert [problem.split(":")[0] for problem in bad["problems"]] == ["sead", "student"]
     assert "bad.yaml is not a pipeline" in err
     models = json.loads(called("ls", "models", "--json")[1])["models"]

@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from compress.distributed.group import ANSWER_S, Group, as_current
 from compress.distributed.launch import Launch, this_launch
 from compress.errors import ConfigError, ResourceError
 
+MEETINGS = count()
 PATIENCE = timedelta(days=7)  # while the first process exports or measures, the others wait
 
 
@@ -69,7 +72,9 @@ def _joined(launch: Launch) -> Group:
     if on_gpu:
         torch.cuda.set_device(launch.device)
     try:
-        store, _, _ = next(rendezvous("env://", launch.rank, launch.size, timeout=answer))
+        shared, _, _ = next(rendezvous("env://", launch.rank, launch.size, timeout=answer))
+        # All meet as often as one: what was written down at an earlier meeting, addresses above all, is out of date.
+        store = PrefixStore(f"meeting-{next(MEETINGS)}", shared)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,
