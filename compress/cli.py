@@ -348,13 +348,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Name the likeliest classes of pictures, prepared as the file's own metadata say."""
-    from compress.verbs.classify import predict, render
+    from compress.verbs.classify import Prediction, predict, render
 
-    found = []
+    found: list[Prediction] = []
     try:
-        for each in predict(model, images, top):
-            found.append(each)  # noqa: PERF402 - what can be read is shown before what cannot is named
-    finally:
+        found.extend(predict(model, images, top))
+    finally:  # what can be read is shown before what cannot is named
         if found:
             say(render(model, found, as_json=as_json))
 

@@ -12,6 +12,7 @@ from compress.pipeline import Pipeline
 from compress.running.ending import int8_in_the_end
 from compress.running.preflight import ready, rehearse_losses
 from compress.running.smoke import CLASSES, few_images, for_smoke, made_up
+from compress.running.sources import Sources
 from compress.stages import Env, untrained
 
 IMAGES = 2
@@ -37,12 +38,7 @@ def objections(pipeline: Pipeline, notes: list[str]) -> Iterator[CompressError]:
     """
     brief = for_smoke(pipeline, [])
     try:
-        # These may have to be downloaded; what the pipeline says of them is checked on made-up ones.
-        if brief.data.name in CLASSES:
-            sources = made_up(brief, IMAGES)
-        else:
-            sources = few_images(brief, notes).smaller(IMAGES)
-            notes += sources.data.warnings
+        sources = handful(brief, notes)
     except DataError as error:
         yield error
         try:
@@ -79,3 +75,12 @@ def objections(pipeline: Pipeline, notes: list[str]) -> Iterator[CompressError]:
             net = untrained(stage)(net, env)
     except CompressError as error:
         yield type(error)(f"{where}: {error}")
+
+
+def handful(brief: Pipeline, notes: list[str]) -> Sources:
+    """A few images, made up for data that may have to be downloaded: what is said of those is checked all the same."""
+    if brief.data.name in CLASSES:
+        return made_up(brief, IMAGES)
+    found = few_images(brief, notes).smaller(IMAGES)
+    notes += found.data.warnings
+    return found
